@@ -1,0 +1,71 @@
+//! What must survive the agent: restart counts, back-off, first-seen times, how instances ended.
+//!
+//! Committed to the store before the actions of the same plan run. Fields that may be lost are skipped by
+//! serde, so an idle, probed pod writes nothing.
+
+use crate::observed::{Exit, InstanceId, ProbeKind, Stamp};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// `status.startTime`: when this board first saw the pod.
+    pub first_seen: Option<Stamp>,
+    /// When deletion was first seen; the grace period runs from here.
+    pub deletion_seen: Option<Stamp>,
+    /// By container name, init containers too.
+    pub containers: BTreeMap<String, ContainerHistory>,
+    /// By image.
+    pub pulls: BTreeMap<String, Backoff>,
+    pub sandbox: Backoff,
+    /// By condition type: when it last changed.
+    pub transitions: BTreeMap<String, (bool, jiff::Timestamp)>,
+    /// Why the pod as a whole failed, once it did (`DeadlineExceeded`, `Evicted`): reason and message.
+    pub failed: Option<(String, String)>,
+    /// Probe counters; lost with the agent, which starts them anew.
+    #[serde(skip)]
+    pub probes: BTreeMap<(String, ProbeKind), ProbeHistory>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerHistory {
+    /// The attempt that runs, or ran last; `None` before the first start.
+    pub current: Option<InstanceId>,
+    pub restart_count: u32,
+    pub started: Option<Stamp>,
+    /// How `current` ended.
+    pub exit: Option<Exit>,
+    /// How the attempt before it ended: `lastState`.
+    pub last_exit: Option<Exit>,
+    pub backoff: Backoff,
+    /// SIGTERM was sent: to whom, when, why, and for how long it may take.
+    pub stopping: Option<Stopping>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stopping {
+    pub instance: InstanceId,
+    pub since: Stamp,
+    pub grace: Duration,
+    pub why: String,
+}
+
+/// Exponential delay between attempts: 10 s, 20 s, … 5 min; forgotten after 10 min of running.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Backoff {
+    /// Zero = no delay yet.
+    pub delay: Duration,
+    /// The delay runs from here. Of another boot: it has passed.
+    pub from: Option<Stamp>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProbeHistory {
+    pub attempt: u32,
+    pub last_sequence: u64,
+    pub successes: u32,
+    pub failures: u32,
+    pub last_run: Option<Duration>,
+    pub passing: bool,
+}

@@ -1,0 +1,25 @@
+//! The pure core of Coracle: what a pod asks for, what is seen of it, and what to do next.
+//!
+//! ```text
+//!  v1.Pod ──spec──► PodSpec ─┐
+//!  runtime facts ─► Observed ┼─► plan() ─► Plan { actions, history, status, events, wake }
+//!  store ─────────► History ─┘      ▲
+//!  clocks ────────────────────► Now ┘
+//! ```
+//!
+//! Invariants: nothing in this crate does IO, reads a clock, draws a random number or holds a lock; maps are
+//! ordered; [`plan`] is total. It builds for `wasm32-unknown-unknown`, which the test-suite proves or, where
+//! that standard library is missing, shows from the list of dependencies.
+//!
+//! Left out on purpose: anything about more than one pod (see the agent), and the translation of facts from
+//! the kernel (see `coracle-runtime`).
+
+pub mod action;
+pub mod history;
+pub mod observed;
+pub mod spec;
+
+pub use action::{Action, ActionKey, Event, EventType, Plan};
+pub use history::History;
+pub use observed::Observed;
+pub use spec::PodSpec;

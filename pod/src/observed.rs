@@ -1,0 +1,147 @@
+//! What is seen of one pod: facts only, never intentions.
+
+use crate::action::ActionKey;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// The clocks, as the caller read them. Wall time is a hint: it may jump, or stand at 1970.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// `CLOCK_BOOTTIME`.
+    pub monotonic: Duration,
+    pub boot: BootId,
+    pub wall: jiff::Timestamp,
+}
+
+/// `/proc/sys/kernel/random/boot_id`: monotonic times of two boots never compare.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BootId(pub String);
+
+/// A moment on both clocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    pub boot: BootId,
+    pub monotonic: Duration,
+    pub wall: jiff::Timestamp,
+}
+
+/// One start of one container: `web`, attempt 3. Attempts count from 0 and never repeat.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct InstanceId {
+    pub container: String,
+    pub attempt: u32,
+}
+
+/// Everything the runtime knows of one pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    pub sandbox: Sandbox,
+    pub instances: BTreeMap<InstanceId, Instance>,
+    /// By image reference as the pod writes it. Missing = not asked yet.
+    pub images: BTreeMap<String, ImageState>,
+    /// The newest failure of each action, cleared when that action succeeds.
+    pub failures: BTreeMap<ActionKey, Failure>,
+    /// The newest result of each probe.
+    pub probes: BTreeMap<ProbeKey, ProbeResult>,
+    /// Actions handed out and not yet answered. The plan never repeats one of these.
+    pub in_flight: BTreeSet<ActionKey>,
+    /// Anything of this pod left on the board (directories, mounts, lease, cgroup), sandbox or not.
+    pub residue: bool,
+}
+
+/// The pod's namespaces, cgroup, network and shim.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Sandbox {
+    #[default]
+    Absent,
+    /// Whole, and its shim answers.
+    Ready { ips: Vec<IpAddr>, since: Stamp },
+    /// Half-made, or its shim died: tear down before anything else.
+    Broken { why: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    pub state: InstanceState,
+    /// `coracle://…` id shown to users, and the digest of the image it runs.
+    pub container_id: String,
+    pub image_id: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InstanceState {
+    Created,
+    Running { started: Stamp },
+    Exited(Exit),
+}
+
+/// How an instance ended, from the shim's exit record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// 0–255; 128 + signal when killed.
+    pub code: i32,
+    pub signal: Option<i32>,
+    pub oom_killed: bool,
+    pub started: Option<Stamp>,
+    pub finished: Stamp,
+    /// The termination message, at most 4096 bytes.
+    pub message: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageState {
+    Absent,
+    /// `id` is the image config's digest; `uid` its user when numeric, `user` as written.
+    Present { id: String, repo_digest: Option<String>, user: String },
+}
+
+/// Why an action failed. `reason` is the kubelet's word (`ErrImagePull`, `CreateContainerConfigError`, …).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub reason: Reason,
+    pub message: String,
+    pub at: Stamp,
+}
+
+/// The kubelet's reasons that a runtime action may end in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Reason {
+    ErrImagePull,
+    ErrImageNeverPull,
+    InvalidImageName,
+    /// The registry answers 5xx or not at all.
+    RegistryUnavailable,
+    CreateContainerConfigError,
+    CreateContainerError,
+    RunContainerError,
+    /// Sandbox: network, cgroup, shim.
+    FailedCreatePodSandBox,
+    /// Volumes: `FailedMount`.
+    FailedMount,
+    FailedKillPod,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProbeKey {
+    pub instance: InstanceId,
+    pub kind: ProbeKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ProbeKind {
+    Startup,
+    Readiness,
+    Liveness,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeResult {
+    pub ok: bool,
+    /// For the event: `HTTP probe failed with statuscode: 500`.
+    pub message: String,
+    pub at: Stamp,
+    /// Counts results of this key since the agent started, so that a new one is told from an old one.
+    pub sequence: u64,
+}

@@ -1,0 +1,267 @@
+//! What a pod asks for: `v1.Pod`, translated and validated once.
+//!
+//! Wire types stop here. A [`PodSpec`] holds no impossible value: quantities are numbers, durations are
+//! [`Duration`], enumerations are enums, names are checked. Fields follow `k8s.io/api/core/v1`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A validated pod. `PodSpec::from_api` (module `admission`) is the only way to make one from a manifest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodSpec {
+    pub uid: PodUid,
+    pub namespace: String,
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub generation: i64,
+    /// Set once deletion was asked for; the grace period runs from when this board first saw it.
+    pub deletion: Option<Deletion>,
+    pub restart_policy: RestartPolicy,
+    pub termination_grace: Duration,
+    pub active_deadline: Option<Duration>,
+    pub host_network: bool,
+    pub host_pid: bool,
+    pub host_ipc: bool,
+    pub share_process_namespace: bool,
+    /// Hostname inside the pod's UTS namespace, at most 63 bytes (`spec.hostname`, else the pod's name cut).
+    pub hostname: String,
+    pub subdomain: Option<String>,
+    pub set_hostname_as_fqdn: bool,
+    pub host_aliases: Vec<HostAlias>,
+    pub dns: Dns,
+    pub init_containers: Vec<ContainerSpec>,
+    pub containers: Vec<ContainerSpec>,
+    pub volumes: Vec<Volume>,
+    pub security: PodSecurity,
+    pub qos: QosClass,
+    /// The pod's own limits, computed from its containers as the kubelet does.
+    pub resources: Resources,
+    pub image_pull_secrets: Vec<String>,
+    pub priority: i32,
+}
+
+/// `metadata.uid`; identifies a pod for ever. Safe as a file name: checked at admission.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct PodUid(pub String);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deletion {
+    /// `metadata.deletionGracePeriodSeconds`, else `spec.terminationGracePeriodSeconds`.
+    pub grace: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum QosClass {
+    Guaranteed,
+    Burstable,
+    BestEffort,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostAlias {
+    pub ip: std::net::IpAddr,
+    pub hostnames: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dns {
+    pub policy: DnsPolicy,
+    pub nameservers: Vec<String>,
+    pub searches: Vec<String>,
+    /// `ndots:5` or a bare name.
+    pub options: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DnsPolicy {
+    #[default]
+    ClusterFirst,
+    ClusterFirstWithHostNet,
+    Default,
+    None,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerSpec {
+    pub name: String,
+    pub image: String,
+    pub pull_policy: PullPolicy,
+    /// Overrides the image's entrypoint when not empty; `$(VAR)` not yet expanded.
+    pub command: Vec<String>,
+    pub args: Vec<String>,
+    /// In order; `$(VAR)` not yet expanded.
+    pub env: Vec<EnvVar>,
+    pub working_dir: Option<String>,
+    pub ports: Vec<ContainerPort>,
+    pub resources: Resources,
+    pub mounts: Vec<Mount>,
+    pub security: ContainerSecurity,
+    pub liveness: Option<Probe>,
+    pub readiness: Option<Probe>,
+    pub startup: Option<Probe>,
+    pub stdin: bool,
+    pub stdin_once: bool,
+    pub tty: bool,
+    /// Default `/dev/termination-log`.
+    pub termination_message_path: String,
+    pub termination_message_from_logs: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnvVar {
+    pub name: String,
+    pub value: EnvValue,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EnvValue {
+    Literal(String),
+    /// `valueFrom.fieldRef.fieldPath`, such as `metadata.name` or `status.podIP`.
+    Field(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerPort {
+    pub name: Option<String>,
+    pub container_port: u16,
+    pub host_port: Option<u16>,
+    pub host_ip: Option<std::net::IpAddr>,
+    pub protocol: Protocol,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// Requests and limits of one container, or of the pod. `None` = not set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    pub cpu_request_millis: Option<u64>,
+    pub cpu_limit_millis: Option<u64>,
+    pub memory_request_bytes: Option<u64>,
+    pub memory_limit_bytes: Option<u64>,
+    pub ephemeral_storage_request_bytes: Option<u64>,
+    pub ephemeral_storage_limit_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    pub name: String,
+    pub source: VolumeSource,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeSource {
+    EmptyDir { medium: Medium, size_limit_bytes: Option<u64> },
+    HostPath { path: String, kind: HostPathType },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Medium {
+    Disk,
+    Memory,
+}
+
+/// `hostPath.type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostPathType {
+    Unset,
+    DirectoryOrCreate,
+    Directory,
+    FileOrCreate,
+    File,
+    Socket,
+    CharDevice,
+    BlockDevice,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    pub volume: String,
+    pub mount_path: String,
+    pub read_only: bool,
+    /// Relative, without `..`; checked at admission.
+    pub sub_path: Option<String>,
+    pub propagation: Propagation,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    None,
+    HostToContainer,
+    Bidirectional,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodSecurity {
+    pub run_as_user: Option<u32>,
+    pub run_as_group: Option<u32>,
+    pub run_as_non_root: bool,
+    pub supplemental_groups: Vec<u32>,
+    pub fs_group: Option<u32>,
+    pub seccomp: Option<Seccomp>,
+    pub sysctls: Vec<(String, String)>,
+}
+
+/// A container's own settings; `None` falls back to the pod's, resolved at admission where both exist.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerSecurity {
+    pub run_as_user: Option<u32>,
+    pub run_as_group: Option<u32>,
+    pub run_as_non_root: bool,
+    pub read_only_root: bool,
+    pub privileged: bool,
+    /// Inverse of `allowPrivilegeEscalation`.
+    pub no_new_privs: bool,
+    /// Without the `CAP_` prefix; `ALL` allowed.
+    pub capabilities_add: Vec<String>,
+    pub capabilities_drop: Vec<String>,
+    /// Resolved: container's, else pod's, else `RuntimeDefault`; `Unconfined` when privileged.
+    pub seccomp: Seccomp,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Seccomp {
+    #[default]
+    RuntimeDefault,
+    Unconfined,
+    /// Path below the agent's seccomp profile directory; relative, without `..`.
+    Localhost(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub action: ProbeAction,
+    pub initial_delay: Duration,
+    pub timeout: Duration,
+    pub period: Duration,
+    pub success_threshold: u32,
+    pub failure_threshold: u32,
+    pub termination_grace: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeAction {
+    Exec { command: Vec<String> },
+    /// Port already resolved from its name.
+    HttpGet { https: bool, host: Option<String>, port: u16, path: String, headers: Vec<(String, String)> },
+    TcpSocket { host: Option<String>, port: u16 },
+}
