@@ -94,7 +94,11 @@ pub struct Exit {
 pub enum ImageState {
     Absent,
     /// `id` is the image config's digest; `uid` its user when numeric, `user` as written.
-    Present { id: String, repo_digest: Option<String>, user: String },
+    Present {
+        id: String,
+        repo_digest: Option<String>,
+        user: String,
+    },
 }
 
 /// Why an action failed. `reason` is the kubelet's word (`ErrImagePull`, `CreateContainerConfigError`, …).

@@ -260,8 +260,19 @@ pub struct Probe {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeAction {
-    Exec { command: Vec<String> },
+    Exec {
+        command: Vec<String>,
+    },
     /// Port already resolved from its name.
-    HttpGet { https: bool, host: Option<String>, port: u16, path: String, headers: Vec<(String, String)> },
-    TcpSocket { host: Option<String>, port: u16 },
+    HttpGet {
+        https: bool,
+        host: Option<String>,
+        port: u16,
+        path: String,
+        headers: Vec<(String, String)>,
+    },
+    TcpSocket {
+        host: Option<String>,
+        port: u16,
+    },
 }
