@@ -4,4 +4,7 @@
 //! Policy (what to start, when, how often) lives in `coracle-pod`; this crate decides nothing about a pod's life.
 
 pub mod layout;
+pub mod rt;
+pub mod seccomp;
+mod sys;
 pub mod volume;

@@ -1,0 +1,96 @@
+//! The unsafe corner of the crate: system calls that nix has no safe face for.
+//!
+//! [`clone_sibling`] and [`install_filter`] are for the short-lived, single-threaded helper only.
+
+use nix::unistd::Pid;
+use std::io;
+
+/// Forks with `CLONE_PARENT`: the child's parent is the caller's parent. `None` in the child. clone(2).
+///
+/// Legal only in a process with one thread: the child goes on with the parent's whole memory, locks included.
+pub(crate) fn clone_sibling() -> io::Result<Option<Pid>> {
+    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
+    // SAFETY: no new stack is given, so the call behaves as fork(2); the zero arguments are unused without
+    // their flags, in whatever order the architecture takes them. The helper has a single thread.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some(Pid::from_raw(pid as libc::pid_t))),
+    }
+}
+
+/// Size of `struct sock_filter`.
+const INSTRUCTION_BYTES: usize = 8;
+
+/// Installs a compiled seccomp filter for the calling thread, for ever. seccomp(2).
+///
+/// # Errors
+/// `InvalidInput` when `program` is not a filter; `EACCES` without `CAP_SYS_ADMIN` or no-new-privileges.
+pub(crate) fn install_filter(program: &[u8]) -> io::Result<()> {
+    let instructions: Vec<libc::sock_filter> = program
+        .chunks_exact(INSTRUCTION_BYTES)
+        .map(|c| libc::sock_filter {
+            code: u16::from_ne_bytes([c[0], c[1]]),
+            jt: c[2],
+            jf: c[3],
+            k: u32::from_ne_bytes([c[4], c[5], c[6], c[7]]),
+        })
+        .collect();
+    let whole = program.len() % INSTRUCTION_BYTES == 0 && !instructions.is_empty();
+    let Some(len) = u16::try_from(instructions.len()).ok().filter(|_| whole) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a seccomp program"));
+    };
+    let filter = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
+    // SAFETY: `filter` points at `len` instructions that live until the call returns; the kernel copies them.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0_usize, &raw const filter)
+    };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Marks every descriptor from `first` on close-on-exec. close_range(2), Linux 5.11.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    const CLOSE_RANGE_CLOEXEC: u32 = 4;
+    // SAFETY: only flags of descriptors change; nothing is closed before exec.
+    let answer = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes descriptor 3, the helper's result pipe, and makes it close-on-exec. `None` when it is not open.
+pub(crate) fn take_result_pipe() -> Option<std::fs::File> {
+    use std::os::fd::FromRawFd;
+    const RESULT: libc::c_int = 3;
+    // SAFETY: F_SETFD on a number changes no memory; it fails when the number is not open.
+    if unsafe { libc::fcntl(RESULT, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return None;
+    }
+    // SAFETY: open, as the call above shows, and the helper's contract gives it to nobody else.
+    Some(unsafe { std::fs::File::from_raw_fd(RESULT) })
+}
+
+/// Makes the terminal at descriptor 0 the controlling one of a fresh session. `TIOCSCTTY`, tty_ioctl(4).
+pub(crate) fn control_terminal() -> io::Result<()> {
+    // SAFETY: the ioctl takes an integer and touches no memory of ours.
+    let answer = unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A descriptor that names the process itself, not its number. pidfd_open(2), Linux 5.3.
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: takes two integers; a non-negative answer is a fresh descriptor that nobody else owns.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: see above; descriptors fit an int.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// Sets a signal's disposition to the default. signal(2).
+pub(crate) fn default_signal(signal: nix::sys::signal::Signal) -> nix::Result<()> {
+    use nix::sys::signal::SigHandler;
+    // SAFETY: SIG_DFL installs no code of ours.
+    unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.map(|_| ())
+}
