@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 pub mod exec;
 mod run;
 
+pub(crate) use run::{DROP_CAPABILITIES, FILTER};
+
 /// What [`main`] understands.
 enum Call {
     Run { state: PathBuf, id: String, bundle: PathBuf, console: Option<PathBuf> },
@@ -31,7 +33,9 @@ pub fn main(args: &[OsString]) -> i32 {
         Some(Call::Run { state, id, bundle, console }) => run::run(&state, &id, &bundle, console),
         Some(Call::Exec { process, console }) => exec::exec(&process, console.as_deref()),
         Some(Call::Seccomp { profile, out }) => compile(&profile, &out).map(|()| 0),
-        None => Err("usage: coracle rt run STATE ID BUNDLE | exec STATE ID PROCESS | seccomp PROFILE OUT".into()),
+        None => {
+            Err("usage: coracle rt run STATE ID BUNDLE | exec STATE ID PROCESS | seccomp PROFILE OUT".into())
+        }
     };
     let failed = answer.is_err();
     let line = match answer {
@@ -53,12 +57,9 @@ fn parse(args: &[OsString]) -> Option<Call> {
     };
     let word = plain.first()?.to_str()?;
     match (word, plain.get(1..)?) {
-        ("run", [state, id, bundle]) => Some(Call::Run {
-            state: state.into(),
-            id: id.to_str()?.into(),
-            bundle: bundle.into(),
-            console,
-        }),
+        ("run", [state, id, bundle]) => {
+            Some(Call::Run { state: state.into(), id: id.to_str()?.into(), bundle: bundle.into(), console })
+        }
         ("exec", [_state, _id, process]) => Some(Call::Exec { process: process.into(), console }),
         ("seccomp", [profile, out]) => Some(Call::Seccomp { profile: profile.clone(), out: out.into() }),
         _ => None,
@@ -74,7 +75,8 @@ fn compile(profile: &OsStr, out: &Path) -> Result<(), String> {
         }
         None => {
             let path = Path::new(profile);
-            let bytes = std::fs::read(path).map_err(|e| format!("seccomp profile {}: {e}", path.display()))?;
+            let bytes =
+                std::fs::read(path).map_err(|e| format!("seccomp profile {}: {e}", path.display()))?;
             crate::seccomp::parse(path, &bytes).map_err(text)?
         }
     };

@@ -221,7 +221,9 @@ mod tests {
     #[test]
     fn a_localhost_profile_that_needs_a_listener_is_refused() {
         let parsed = |text: &str| parse(Path::new("p.json"), text.as_bytes());
-        let notify = parsed(r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}]}"#);
+        let notify = parsed(
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}]}"#,
+        );
         assert!(matches!(compile(&notify.expect("parses")), Err(SeccompError::Action(_))));
         assert!(parsed("[]").is_err());
     }

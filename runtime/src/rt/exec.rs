@@ -125,7 +125,8 @@ fn in_container(
         open_terminal(&console, process)?;
     }
     std::env::set_current_dir(&process.cwd).map_err(|e| format!("chdir to cwd ({:?}): {e}", process.cwd))?;
-    let wanted: CapsHashSet = caps::all().into_iter().filter(|c| process.capabilities >> c.index() & 1 == 1).collect();
+    let wanted: CapsHashSet =
+        caps::all().into_iter().filter(|c| process.capabilities >> c.index() & 1 == 1).collect();
     for capability in caps::all().into_iter().filter(|c| !wanted.contains(c)) {
         if caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
             caps::drop(None, CapSet::Bounding, capability).map_err(text)?;
@@ -146,7 +147,9 @@ fn in_container(
     prctl::set_keepcaps(false).map_err(text)?;
     let effective = if process.uid == 0 { wanted } else { CapsHashSet::new() };
     let none = CapsHashSet::new();
-    for (set, to) in [(CapSet::Effective, &effective), (CapSet::Permitted, &effective), (CapSet::Inheritable, &none)] {
+    for (set, to) in
+        [(CapSet::Effective, &effective), (CapSet::Permitted, &effective), (CapSet::Inheritable, &none)]
+    {
         caps::set(None, set, to).map_err(text)?;
     }
     if let Some(filter) = filter.filter(|_| process.no_new_privs) {
@@ -157,7 +160,8 @@ fn in_container(
     let path = process.env.iter().find_map(|e| e.strip_prefix("PATH=")).unwrap_or_default();
     let program = find(program, path)?;
     let program = CString::new(program.as_os_str().as_bytes()).map_err(text)?;
-    let strings = |list: &[String]| list.iter().map(|s| CString::new(s.as_str())).collect::<Result<Vec<_>, _>>();
+    let strings =
+        |list: &[String]| list.iter().map(|s| CString::new(s.as_str())).collect::<Result<Vec<_>, _>>();
     let (argv, env) = (strings(&process.args).map_err(text)?, strings(&process.env).map_err(text)?);
     let Err(error) = nix::unistd::execve(&program, &argv, &env);
     Err(format!("exec {}: {}", program.to_string_lossy(), error.desc()))
@@ -182,7 +186,8 @@ fn open_terminal(console: &UnixStream, process: &ExecProcess) -> Result<(), Stri
     nix::unistd::fchown(&slave, Some(Uid::from_raw(process.uid)), None).map_err(text)?;
     let fds = [master.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&fds)];
-    let sent = sendmsg::<UnixAddr>(console.as_raw_fd(), &[IoSlice::new(b"pty")], &rights, MsgFlags::empty(), None);
+    let sent =
+        sendmsg::<UnixAddr>(console.as_raw_fd(), &[IoSlice::new(b"pty")], &rights, MsgFlags::empty(), None);
     sent.map_err(|e| format!("send the terminal: {}", e.desc()))?;
     dup2_stdin(&slave).map_err(text)?;
     dup2_stdout(&slave).map_err(text)?;

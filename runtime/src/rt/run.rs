@@ -87,7 +87,8 @@ impl Workload {
         let args = process.args().as_deref().unwrap_or_default();
         let path = std::env::var("PATH").unwrap_or_default();
         let program = find(args.first().ok_or("no command specified")?, &path)?;
-        let argv = args.iter().map(|a| CString::new(a.as_str())).collect::<Result<Vec<_>, _>>().map_err(text)?;
+        let argv =
+            args.iter().map(|a| CString::new(a.as_str())).collect::<Result<Vec<_>, _>>().map_err(text)?;
         let env = environment()?;
         let program = CString::new(program.as_os_str().as_bytes()).map_err(text)?;
         // The container dies with its shim: no orphan runs unwatched. prctl(2); kept across execve.
