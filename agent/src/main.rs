@@ -1,2 +1,8 @@
-//! placeholder
-fn main() {}
+//! `coracle`: the node agent, its helper and its command line, in one binary.
+
+mod config;
+mod logging;
+
+fn main() {
+    logging::start();
+}

@@ -126,8 +126,13 @@ pub fn write_names(
 pub fn remove(layout: &Layout, uid: &PodUid) -> Result<(), SandboxError> {
     let run = layout.pod_run(uid);
     unmount_below(&run)?;
-    match fs::remove_dir_all(&run) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", &run)(e)),
+    remove_dir(&run)
+}
+
+/// Removes a directory with everything in it; nothing may be mounted there. Idempotent; blocking.
+pub fn remove_dir(dir: &Path) -> Result<(), SandboxError> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", dir)(e)),
         _ => Ok(()),
     }
 }

@@ -1,0 +1,18 @@
+//! Logs: one line each on stderr, or structured to journald when systemd started us.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::prelude::*;
+
+/// Starts logging; `CORACLE_LOG` takes a tracing filter such as `debug` or `coracle=debug`.
+///
+/// Falls back to stderr when journald cannot be reached: a log that goes somewhere beats none.
+pub fn start() {
+    let filter = EnvFilter::try_from_env("CORACLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    // systemd.exec(5): set when stdout or stderr is connected to the journal.
+    let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    match journald {
+        Some(layer) => registry.with(layer.with_syslog_identifier("coracle".into())).init(),
+        None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init(),
+    }
+}
