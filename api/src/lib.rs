@@ -3,3 +3,4 @@
 //! Pure: no IO, no clock. Types are the Kubernetes API's own (`k8s-openapi`).
 
 pub mod manifest;
+pub mod quantity;
