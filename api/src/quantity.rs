@@ -12,7 +12,8 @@ use std::fmt;
 use std::str::FromStr;
 
 /// What a quantity must look like, in the words of the API server.
-const PATTERN: &str = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
+const PATTERN: &str =
+    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
 /// The largest magnitude in whole units, as upstream's `maxAllowed`.
 const UNITS_MAX: i128 = i64::MAX as i128;
 const NANOS_PER_UNIT: i128 = 1_000_000_000;
@@ -165,9 +166,8 @@ fn scaled_nanos(whole: &str, fraction: &str, scale: &Scale) -> i128 {
     // Digits that lie wholly below a billionth even after `factor` only decide whether to round up. `factor` is
     // below 10^19, so that many of them are still read.
     let kept = count.saturating_add(ten_power.min(0)).saturating_add(if factor > 1 { 19 } else { 0 });
-    let mut taken = 0_i64;
-    for digit in digits() {
-        if taken < kept {
+    for (place, digit) in (0_i64..).zip(digits()) {
+        if place < kept {
             value = match value.checked_mul(10).and_then(|v| v.checked_add(digit)) {
                 Some(value) => value,
                 // More than 10^38 in the last place kept: far beyond the cap whatever follows, except when
@@ -177,7 +177,6 @@ fn scaled_nanos(whole: &str, fraction: &str, scale: &Scale) -> i128 {
         } else {
             inexact |= digit != 0;
         }
-        taken += 1;
     }
     let left_power = ten_power + (count - kept.clamp(0, count));
     let Some(product) = value.checked_mul(factor) else { return cap };
@@ -324,8 +323,31 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for text in [
-            "", " ", "a", "1 ", " 1", "1Kb", "1ki", "1K", "1e", "1e1.5", "1..2", "1.2.3", ".", "+", "-", "--1",
-            "1mm", "1Kim", "0x10", "1_000", "m", "Ki", "e3", "1e99999999999999999999", "١",
+            "",
+            " ",
+            "a",
+            "1 ",
+            " 1",
+            "1Kb",
+            "1ki",
+            "1K",
+            "1e",
+            "1e1.5",
+            "1..2",
+            "1.2.3",
+            ".",
+            "+",
+            "-",
+            "--1",
+            "1mm",
+            "1Kim",
+            "0x10",
+            "1_000",
+            "m",
+            "Ki",
+            "e3",
+            "1e99999999999999999999",
+            "١",
         ] {
             assert!(text.parse::<Quantity>().is_err(), "{text:?}");
         }
@@ -351,8 +373,9 @@ mod tests {
 
     #[test]
     fn canonical_form_is_a_fixed_point_of_equal_value() {
-        let suffixes =
-            ["", "n", "u", "m", "k", "M", "G", "T", "P", "Ki", "Mi", "Gi", "Ti", "Pi", "e3", "e-4", "E2", "e7"];
+        let suffixes = [
+            "", "n", "u", "m", "k", "M", "G", "T", "P", "Ki", "Mi", "Gi", "Ti", "Pi", "e3", "e-4", "E2", "e7",
+        ];
         let mut state = 7;
         for _ in 0..20_000 {
             let whole = random(&mut state) >> (random(&mut state) % 64);

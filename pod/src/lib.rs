@@ -15,11 +15,13 @@
 //! the kernel (see `coracle-runtime`).
 
 pub mod action;
+pub mod admission;
 pub mod history;
 pub mod observed;
 pub mod spec;
 
 pub use action::{Action, ActionKey, Event, EventType, Plan};
+pub use admission::FieldError;
 pub use history::History;
 pub use observed::Observed;
 pub use spec::PodSpec;

@@ -43,12 +43,17 @@ pub struct Observed {
     pub images: BTreeMap<String, ImageState>,
     /// The newest failure of each action, cleared when that action succeeds.
     pub failures: BTreeMap<ActionKey, Failure>,
+    /// By image reference: when this agent last ended a `PullImage` of it with success, whether or not a byte
+    /// had to be fetched. With `imagePullPolicy: Always` a start needs one that is newer than the wish to start.
+    pub pulled: BTreeMap<String, Stamp>,
     /// The newest result of each probe.
     pub probes: BTreeMap<ProbeKey, ProbeResult>,
     /// Actions handed out and not yet answered. The plan never repeats one of these.
     pub in_flight: BTreeSet<ActionKey>,
     /// Anything of this pod left on the board (directories, mounts, lease, cgroup), sandbox or not.
     pub residue: bool,
+    /// The board's own addresses, the primary first; may be empty without a network.
+    pub host_ips: Vec<IpAddr>,
 }
 
 /// The pod's namespaces, cgroup, network and shim.

@@ -38,6 +38,8 @@ pub struct PodSpec {
     /// The pod's own limits, computed from its containers as the kubelet does.
     pub resources: Resources,
     pub image_pull_secrets: Vec<String>,
+    /// For `fieldRef` `spec.serviceAccountName`.
+    pub service_account_name: String,
     pub priority: i32,
 }
 
