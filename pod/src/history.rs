@@ -3,9 +3,9 @@
 //! Committed to the store before the actions of the same plan run. Fields that may be lost are skipped by
 //! serde, so an idle, probed pod writes nothing.
 
-use crate::observed::{Exit, InstanceId, ProbeKind, Stamp};
+use crate::observed::{Exit, Failure, InstanceId, ProbeKind, Stamp};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,21 @@ pub struct History {
     /// Probe counters; lost with the agent, which starts them anew.
     #[serde(skip)]
     pub probes: BTreeMap<(String, ProbeKind), ProbeHistory>,
+    /// Images whose pull was announced and has not ended.
+    #[serde(skip)]
+    pub pulling: BTreeSet<String>,
+    /// Containers of `imagePullPolicy: Always` whose registry was asked before their first start.
+    #[serde(skip)]
+    pub asked: BTreeSet<String>,
+}
+
+impl History {
+    /// Whether both would be written alike: counters that may be lost do not count.
+    pub fn durable_eq(&self, other: &History) -> bool {
+        // What is written is the definition of what is durable.
+        let text = |history: &History| serde_json::to_vec(history).expect("a history serializes");
+        text(self) == text(other)
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -36,6 +51,15 @@ pub struct ContainerHistory {
     pub started: Option<Stamp>,
     /// How `current` ended.
     pub exit: Option<Exit>,
+    /// `exit` was inferred: the instance is gone and left no record (a reboot, a shim that was killed).
+    #[serde(default)]
+    pub lost: bool,
+    /// When `current` was ordered to start.
+    #[serde(default)]
+    pub begun: Option<Stamp>,
+    /// Why `current` never ran.
+    #[serde(default)]
+    pub failed_start: Option<Failure>,
     /// How the attempt before it ended: `lastState`.
     pub last_exit: Option<Exit>,
     pub backoff: Backoff,
@@ -49,6 +73,9 @@ pub struct Stopping {
     pub since: Stamp,
     pub grace: Duration,
     pub why: String,
+    /// The last signal sent; lost with the agent, which sends again.
+    #[serde(skip)]
+    pub sent: Option<i32>,
 }
 
 /// Exponential delay between attempts: 10 s, 20 s, … 5 min; forgotten after 10 min of running.

@@ -18,10 +18,12 @@ pub mod action;
 pub mod admission;
 pub mod history;
 pub mod observed;
+pub mod plan;
 pub mod spec;
 
 pub use action::{Action, ActionKey, Event, EventType, Plan};
 pub use admission::FieldError;
 pub use history::History;
 pub use observed::Observed;
+pub use plan::plan;
 pub use spec::PodSpec;

@@ -43,9 +43,6 @@ pub struct Observed {
     pub images: BTreeMap<String, ImageState>,
     /// The newest failure of each action, cleared when that action succeeds.
     pub failures: BTreeMap<ActionKey, Failure>,
-    /// By image reference: when this agent last ended a `PullImage` of it with success, whether or not a byte
-    /// had to be fetched. With `imagePullPolicy: Always` a start needs one that is newer than the wish to start.
-    pub pulled: BTreeMap<String, Stamp>,
     /// The newest result of each probe.
     pub probes: BTreeMap<ProbeKey, ProbeResult>,
     /// Actions handed out and not yet answered. The plan never repeats one of these.

@@ -137,7 +137,8 @@ pub fn prepare(
     });
     let about = About { container_id: container_id(&pod.uid, instance), image_id: around.image.id.clone() };
     let text = |value: Result<Vec<u8>, serde_json::Error>| value.expect("maps with string keys serialize");
-    for (name, bytes) in [("config.json", text(serde_json::to_vec(&spec))), ("about.json", text(serde_json::to_vec(&about)))]
+    for (name, bytes) in
+        [("config.json", text(serde_json::to_vec(&spec))), ("about.json", text(serde_json::to_vec(&about)))]
     {
         let path = bundle.join(name);
         fs::write(&path, bytes).map_err(failed("write", &path))?;
@@ -177,7 +178,11 @@ fn binds(
     termination_log: &Path,
 ) -> Result<Vec<Bind>, PrepareError> {
     let run = layout.pod_run(&pod.uid);
-    let bind = |source: PathBuf, destination: &str| Bind { source, destination: destination.into(), read_only: false };
+    let bind = |source: PathBuf, destination: &str| Bind {
+        source,
+        destination: destination.into(),
+        read_only: false,
+    };
     let mut list = vec![bind(run.join("shm"), "/dev/shm")];
     let covered = |path: &str| container.mounts.iter().any(|m| m.mount_path == path);
     for name in ["hosts", "resolv.conf", "hostname"] {
@@ -194,11 +199,10 @@ fn binds(
         let mut source = volume::host_path(layout, &pod.uid, volume);
         if let Some(sub_path) = &mount.sub_path {
             let target = layout.bundle(&pod.uid, instance).join("subpath").join(number.to_string());
-            hold_sub_path(&source, sub_path, &target)
-                .map_err(|e| PrepareError {
-                    reason: Reason::CreateContainerConfigError,
-                    message: format!("failed to prepare subPath {sub_path:?} of volume {:?}: {e}", mount.volume),
-                })?;
+            hold_sub_path(&source, sub_path, &target).map_err(|e| PrepareError {
+                reason: Reason::CreateContainerConfigError,
+                message: format!("failed to prepare subPath {sub_path:?} of volume {:?}: {e}", mount.volume),
+            })?;
             source = target;
         }
         list.push(Bind { source, destination: mount.mount_path.clone(), read_only: mount.read_only });
@@ -233,7 +237,9 @@ fn hold_sub_path(volume: &Path, sub_path: &str, target: &Path) -> io::Result<()>
 /// Opens a path that may not leave `root`, making missing directories on the way, as the kubelet does.
 fn open_beneath(root: &Path, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how = OpenHow::new()
+        .flags(flags)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let root = OwnedFd::from(File::open(root)?);
     let mut done = PathBuf::new();
     let mut here = openat2(&root, ".", how)?;
@@ -336,7 +342,8 @@ mod tests {
         std::os::unix::fs::symlink("../secret", volume.join("escape")).expect("linked");
         std::os::unix::fs::symlink("/etc", volume.join("absolute")).expect("linked");
         std::os::unix::fs::symlink("inside", volume.join("harmless")).expect("linked");
-        let check = |path: &str, expected: bool| assert_eq!(open_beneath(&volume, path).is_ok(), expected, "{path}");
+        let check =
+            |path: &str, expected: bool| assert_eq!(open_beneath(&volume, path).is_ok(), expected, "{path}");
         check("inside", true);
         check("made/on/the/way", true);
         check("escape", false);

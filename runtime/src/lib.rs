@@ -3,13 +3,23 @@
 //! The agent's engine calls this crate with a [`coracle_pod::PodSpec`] and gets facts or one clear error back.
 //! Policy (what to start, when, how often) lives in `coracle-pod`; this crate decides nothing about a pod's life.
 
+pub mod board;
 pub mod cgroup;
+pub mod container;
+pub mod exec;
+pub mod image;
 pub mod layout;
+pub mod log;
 pub mod names;
+pub mod net;
 pub mod oci;
+pub mod probe;
 pub mod process;
+pub mod readiness;
 pub mod rt;
 pub mod sandbox;
 pub mod seccomp;
+pub mod shim_client;
 mod sys;
+pub mod terminal;
 pub mod volume;

@@ -1,0 +1,185 @@
+//! Starting the agent: lock, store, board, engine, sources, node API; and ending it without ending a pod.
+
+use crate::config::Config;
+use crate::engine::{Engine, Message};
+use crate::events::Events;
+use crate::node_api::{self, Context};
+use crate::request::Request;
+use crate::sources::ManifestDirectory;
+use crate::{logging, runtime};
+use anyhow::{Context as _, Result, bail};
+use coracle_runtime::board::{Board, Settings};
+use coracle_runtime::image::{ImageConfig, RegistryConfig};
+use coracle_runtime::layout::Layout;
+use coracle_runtime::net::NetworkConfig;
+use coracle_store::Store;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+/// How often the disk is looked at for image garbage collection: statfs alone, nothing is written.
+const GC_PERIOD: Duration = Duration::from_secs(300);
+
+/// Runs the agent until SIGTERM or SIGINT. Pods run on after it.
+pub(crate) fn main(root: &Path, config: Option<&Path>) -> Result<()> {
+    logging::start();
+    let config = Config::load(config)?;
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the agent must run as root: it makes namespaces, mounts and cgroups");
+    }
+    let root = std::path::absolute(root)?;
+    let layout = Layout::of_root(&root);
+    for dir in [&layout.data, &layout.run] {
+        fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    let _lock = lock(&layout)?;
+    // Before any other thread exists: the store gives zero pages back.
+    let store = open_store(&layout)?;
+    runtime()?.block_on(run(layout, config, store))
+}
+
+fn lock(layout: &Layout) -> Result<File> {
+    let path = layout.run.join("lock");
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another coracle agent uses {}; stop it, or choose another --root", layout.data.display())
+        }
+        Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+fn open_store(layout: &Layout) -> Result<Store> {
+    let dir = layout.data.join("store");
+    let mut check = std::process::Command::new(std::env::current_exe().context("find this program")?);
+    check.arg("store-check").arg(&dir);
+    let opened = Store::open(&dir, Some(check))?;
+    if let Some(path) = &opened.quarantined {
+        error!(path = %path.display(), restored = opened.restored, "the store was damaged: set aside, and pods restored from its export");
+    }
+    Ok(opened.store)
+}
+
+fn settings(layout: Layout, config: &Config) -> Result<Settings> {
+    let this = std::env::current_exe().context("find this program")?;
+    let shim = this.with_file_name("coracle-shim");
+    if !shim.is_file() {
+        bail!("{} is missing: it belongs beside {}", shim.display(), this.display());
+    }
+    let hostname = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
+    let node_name =
+        if config.node_name.is_empty() { hostname.to_lowercase() } else { config.node_name.clone() };
+    let cidr = &config.network_cidr;
+    let cidr = format!("{}/{}", cidr.address, cidr.prefix).parse().context("network_cidr")?;
+    let registries = config.image.registry.iter().map(|(host, r)| {
+        (host.clone(), RegistryConfig { mirrors: r.mirrors.clone(), plain_http: r.plain_http })
+    });
+    Ok(Settings {
+        name: config.name.clone(),
+        node_name,
+        shim,
+        pids_max: config.pod_pids_max,
+        pods_max: config.pods_max,
+        log_bytes_max: config.log_bytes_max,
+        log_files_max: config.log_files_max,
+        cluster_dns: config.cluster_dns.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+        network: NetworkConfig {
+            name: config.name.clone(),
+            cidr,
+            leases: layout.run.join("net").join("leases"),
+            mtu: config.network_mtu,
+        },
+        images: ImageConfig {
+            dir: layout.data.join("images"),
+            registries: registries.collect(),
+            credential_files: config.image.credential_files.clone(),
+            pinned: config.image.pinned.clone(),
+            gc_high_percent: config.image.gc_high_percent,
+            gc_low_percent: config.image.gc_low_percent,
+            parallel_layers: config.image.parallel_layers,
+        },
+        layout,
+    })
+}
+
+async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
+    let settings = settings(layout.clone(), &config)?;
+    let node_name = settings.node_name.clone();
+    let board = Arc::new(Board::open(settings)?);
+    let events = Events::new(node_name);
+    let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events).await?;
+    // Listening before the manifests are read: a change in between is an event and not lost.
+    let manifests = layout.data.join("manifests");
+    let mut directory =
+        ManifestDirectory::open(&manifests).with_context(|| format!("watch {}", manifests.display()))?;
+    let files = directory.read();
+    inbox.send(Message::Manifests(files)).await.ok().context("the engine is not there")?;
+    let socket = layout.run.join("coracle.sock");
+    let listener = node_api::listen(&socket).with_context(|| format!("listen at {}", socket.display()))?;
+    let context = Context { board: board.clone(), engine: inbox.clone(), started: std::time::Instant::now() };
+    tokio::spawn(node_api::serve(listener, context.clone()));
+    tokio::spawn(directory.watch(inbox));
+    tokio::spawn(preload(layout.data.join("preload"), context.clone()));
+    tokio::spawn(collect(context));
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    info!(root = %layout.data.display(), version = env!("CARGO_PKG_VERSION"), "agent is ready");
+    let stop = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    };
+    engine.run(stop).await?;
+    info!("agent stops; pods run on");
+    match fs::remove_file(&socket) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Imports the preload directory once at start.
+async fn preload(dir: PathBuf, context: Context) {
+    let store = context.board.images().clone();
+    let results = tokio::task::spawn_blocking(move || store.preload(&dir)).await.unwrap_or_default();
+    let mut changed = false;
+    for (path, result) in results {
+        match result {
+            Ok(names) => info!(path = %path.display(), images = names.join(", "), "preloaded"),
+            Err(error) => warn!(path = %path.display(), %error, "not preloaded"),
+        }
+        changed = true;
+    }
+    if changed && context.send(Request::ImagesChanged).await.is_err() {
+        tracing::debug!("the engine ended during preloading");
+    }
+}
+
+/// Frees image space when the disk runs full.
+async fn collect(context: Context) {
+    let mut ticks = tokio::time::interval(GC_PERIOD);
+    loop {
+        ticks.tick().await;
+        let Ok(in_use) = context.ask(Request::ImagesInUse).await else { return };
+        let store = context.board.images().clone();
+        match tokio::task::spawn_blocking(move || store.gc(&in_use)).await {
+            Ok(Ok(freed)) if !freed.images.is_empty() => {
+                info!(
+                    images = freed.images.join(", "),
+                    bytes = freed.bytes,
+                    "unused images were removed: the disk is full"
+                );
+                if context.send(Request::ImagesChanged).await.is_err() {
+                    return;
+                }
+            }
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => warn!(%error, "images could not be collected"),
+            Err(error) => warn!(%error, "images could not be collected"),
+        }
+    }
+}

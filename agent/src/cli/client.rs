@@ -1,0 +1,100 @@
+//! HTTP to the agent's socket.
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use tokio::net::UnixStream;
+
+/// Bytes of an answer that is read whole.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The agent of one root directory.
+#[derive(Debug)]
+pub(crate) struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub(crate) fn at(root: &Path) -> Client {
+        Client { socket: coracle_runtime::layout::Layout::of_root(root).run.join("coracle.sock") }
+    }
+
+    pub(crate) async fn connect(&self) -> Result<UnixStream> {
+        UnixStream::connect(&self.socket).await.map_err(|error| {
+            let hint = match error.kind() {
+                std::io::ErrorKind::PermissionDenied => "only root may talk to the agent; try sudo",
+                _ => "is the agent running? (systemctl status coracle, or: coracle agent)",
+            };
+            anyhow::anyhow!("cannot reach the agent at {}: {error}: {hint}", self.socket.display())
+        })
+    }
+
+    /// Sends a request; an answer that is a `Status` failure becomes the error it tells.
+    pub(crate) async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Response<Incoming>> {
+        let stream = hyper_util::rt::TokioIo::new(self.connect().await?);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+        // Its error is the request's too, which is told below.
+        tokio::spawn(async move { connection.await.map_err(|error| tracing::debug!(%error, "connection")) });
+        let request = Request::builder().method(method).uri(path).header("host", "localhost");
+        let response = sender.send_request(request.body(Full::new(Bytes::from(body)))?).await;
+        let response = response.context("the agent closed the connection")?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let code = response.status();
+        let bytes = read(response).await?;
+        let status: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        match (status["reason"].as_str(), status["message"].as_str()) {
+            (Some(reason), Some(message)) => bail!("Error from server ({reason}): {message}"),
+            _ => bail!("Error from server: {code} {}", String::from_utf8_lossy(&bytes)),
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<Value> {
+        self.object(Method::GET, path, Vec::new()).await
+    }
+
+    pub(crate) async fn object(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Value> {
+        let response = self.send(method, path, body).await?;
+        Ok(serde_json::from_slice(&read(response).await?)?)
+    }
+
+    /// Calls `line` with each line of an endless answer, until it says stop or the answer ends.
+    pub(crate) async fn lines(
+        &self,
+        method: Method,
+        path: &str,
+        mut line: impl FnMut(&[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        let mut body = self.send(method, path, Vec::new()).await?.into_body();
+        let mut rest: Vec<u8> = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            rest.extend_from_slice(&data);
+            while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                let whole: Vec<u8> = rest.drain(..=end).collect();
+                if !line(&whole)? {
+                    return Ok(());
+                }
+            }
+        }
+        if !rest.is_empty() {
+            line(&rest)?;
+        }
+        Ok(())
+    }
+}
+
+async fn read(response: Response<Incoming>) -> Result<Vec<u8>> {
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    Ok(body.map_err(|e| anyhow::anyhow!("read the answer: {e}"))?.to_bytes().to_vec())
+}
+
+/// Percent-encodes one value of a query string.
+pub(crate) fn encode(value: &str) -> String {
+    form_urlencoded::byte_serialize(value.as_bytes()).collect()
+}

@@ -1,0 +1,145 @@
+//! `coracle exec`: a WebSocket client of the node API, with the command's exit code as its own.
+
+use super::PodName;
+use super::client::{Client, encode};
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use coracle_runtime::terminal;
+use futures_util::{SinkExt, StreamExt};
+use std::io::{IsTerminal, Write};
+use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+/// Bytes read of standard input at once.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+pub(super) async fn exec(
+    client: &Client,
+    pod: &PodName,
+    container: Option<&str>,
+    stdin: bool,
+    tty: bool,
+    command: &[String],
+) -> Result<i32> {
+    let tty = tty && std::io::stdin().is_terminal() || {
+        if tty {
+            writeln!(
+                std::io::stderr(),
+                "Unable to use a TTY - input is not a terminal or the right kind of file"
+            )?;
+        }
+        false
+    };
+    let container = match container {
+        Some(container) => container.to_string(),
+        None => first_container(client, pod).await?,
+    };
+    let mut query: Vec<String> = command.iter().map(|word| format!("command={}", encode(word))).collect();
+    query.extend([
+        format!("stdin={stdin}"),
+        format!("tty={tty}"),
+        "stdout=true".into(),
+        format!("stderr={}", !tty),
+    ]);
+    let (namespace, name) = (encode(&pod.namespace), encode(pod.bare()));
+    let url = format!("ws://localhost/exec/{namespace}/{name}/{}?{}", encode(&container), query.join("&"));
+    let mut request = url.into_client_request()?;
+    request.headers_mut().insert("sec-websocket-protocol", "v5.channel.k8s.io".parse()?);
+    let stream = client.connect().await?;
+    let socket = match tokio_tungstenite::client_async(request, stream).await {
+        Ok((socket, _)) => socket,
+        Err(Error::Http(response)) => {
+            let body = response.body().clone().unwrap_or_default();
+            let status: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+            bail!("error: {}", status["message"].as_str().unwrap_or("the agent refused"));
+        }
+        Err(error) => return Err(error).context("the agent closed the connection"),
+    };
+    // Restored when this function ends, however it does.
+    let _raw = if tty { Some(terminal::Raw::enter()?) } else { None };
+    let (mut send, mut receive) = socket.split();
+    let mut resized = signal(SignalKind::window_change())?;
+    if tty {
+        send.send(size()).await?;
+    }
+    let mut input = tokio::io::stdin();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut reading = stdin;
+    loop {
+        tokio::select! {
+            heard = receive.next() => match heard {
+                Some(Ok(Message::Binary(bytes))) => {
+                    if let Some(code) = hear(&bytes)? {
+                        return Ok(code);
+                    }
+                }
+                Some(Ok(Message::Close(_))) | None => bail!("the connection ended before the command did"),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error).context("the connection ended before the command did"),
+            },
+            length = input.read(&mut chunk), if reading => match length? {
+                // v5: closes channel 0.
+                0 => {
+                    reading = false;
+                    send.send(Message::Binary(Bytes::from_static(&[255, 0]))).await?;
+                }
+                length => {
+                    let mut data = vec![0];
+                    data.extend_from_slice(&chunk[..length]);
+                    send.send(Message::Binary(data.into())).await?;
+                }
+            },
+            _ = resized.recv(), if tty => send.send(size()).await?,
+        }
+    }
+}
+
+fn size() -> Message {
+    let (rows, columns) = terminal::own_size().unwrap_or((24, 80));
+    let mut data = vec![4];
+    data.extend_from_slice(serde_json::json!({"Width": columns, "Height": rows}).to_string().as_bytes());
+    Message::Binary(data.into())
+}
+
+/// Passes output on; the exit code when the last message says it.
+fn hear(bytes: &[u8]) -> Result<Option<i32>> {
+    match bytes.split_first() {
+        Some((1, data)) => {
+            let mut out = std::io::stdout().lock();
+            out.write_all(data).and_then(|()| out.flush())?;
+        }
+        Some((2, data)) => {
+            let mut err = std::io::stderr().lock();
+            err.write_all(data).and_then(|()| err.flush())?;
+        }
+        Some((3, data)) => {
+            let status: serde_json::Value = serde_json::from_slice(data)?;
+            if status["status"] == "Success" {
+                return Ok(Some(0));
+            }
+            let code = status["details"]["causes"][0]["message"].as_str().and_then(|c| c.parse().ok());
+            match code {
+                Some(code) => {
+                    writeln!(std::io::stderr(), "command terminated with exit code {code}")?;
+                    return Ok(Some(code));
+                }
+                None => bail!("error: {}", status["message"].as_str().unwrap_or("the command failed")),
+            }
+        }
+        _ => {}
+    }
+    Ok(None)
+}
+
+async fn first_container(client: &Client, pod: &PodName) -> Result<String> {
+    let list = client.get("/pods").await?;
+    let mut pods = list["items"].as_array().into_iter().flatten();
+    let found = pods.find(|p| {
+        p["metadata"]["name"] == pod.bare() && p["metadata"]["namespace"] == pod.namespace.as_str()
+    });
+    let found =
+        found.with_context(|| format!("Error from server (NotFound): pods \"{}\" not found", pod.bare()))?;
+    Ok(found["spec"]["containers"][0]["name"].as_str().unwrap_or_default().to_string())
+}

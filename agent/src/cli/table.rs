@@ -1,0 +1,91 @@
+//! kubectl's way of writing: columns three blanks apart, ages of one or two units.
+
+use std::io::{self, Write};
+
+/// Writes to standard output; a reader who has gone away (`| head`) is the end and no error.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+/// Rows under a heading, each column as wide as its widest cell.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line += &format!("{cell:<width$}   ");
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// `duration.HumanDuration` of apimachinery: `5s`, `3m20s`, `26h`, `3d4h`, `400d`.
+pub(crate) fn age(seconds: i64) -> String {
+    let seconds = seconds.max(0);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    let two = |big: i64, big_unit: &str, small: i64, small_unit: &str| match small {
+        0 => format!("{big}{big_unit}"),
+        small => format!("{big}{big_unit}{small}{small_unit}"),
+    };
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..600 => two(minutes, "m", seconds % 60, "s"),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => two(hours, "h", minutes % 60, "m"),
+        28_800..172_800 => format!("{hours}h"),
+        172_800..691_200 => two(days, "d", hours % 24, "h"),
+        691_200..63_072_000 => format!("{days}d"),
+        63_072_000..252_288_000 => two(days / 365, "y", days % 365, "d"),
+        _ => format!("{}y", days / 365),
+    }
+}
+
+/// `10MiB`, `1.5GiB`: bytes for people.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64 / 1024.0;
+    let mut unit = UNITS[0];
+    for next in &UNITS[1..] {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    format!("{value:.1}{unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_read_as_kubectl_writes_them() {
+        let check = |seconds, expected: &str| assert_eq!(age(seconds), expected);
+        check(-5, "0s");
+        check(119, "119s");
+        check(120, "2m");
+        check(200, "3m20s");
+        check(600, "10m");
+        check(10_800, "3h");
+        check(11_000, "3h3m");
+        check(90_000, "25h");
+        check(187_200, "2d4h");
+        check(864_000, "10d");
+        check(94_608_000, "3y");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [vec!["NAME".into(), "READY".into()], vec!["a-long-name".into(), "1/1".into()]];
+        assert_eq!(columns(&rows), "NAME          READY\na-long-name   1/1\n");
+    }
+}

@@ -1,0 +1,637 @@
+//! The one event loop: facts come in, plans go out.
+//!
+//! ```text
+//!  requests ─┐                        ┌─ history changed? ─► store.commit ─► Committed ─┐
+//!  outcomes ─┤► facts of a pod ► plan ┤                                               ├► actions ► tasks ─► outcomes
+//!  shims ────┤                        └─ unchanged ───────────────────────────────────┘
+//!  manifests ┘
+//! ```
+//! Invariants: this task alone owns every pod's facts and history; it never blocks (commits and actions run in
+//! tasks that answer by message); history is durable before the actions of its plan start; one commit is under
+//! way at a time and carries every pod that became ready meanwhile. A pod whose store write fails keeps running,
+//! and nothing new is done to it until a write succeeds.
+
+mod facts;
+mod perform;
+
+use crate::events::Events;
+use crate::record::{HistoryRecord, PodRecord, Source};
+use crate::request::{Applied, Change, ChangeKind, Outcome, Refusal, Request, Target};
+use crate::sources::{self, FileManifest};
+use coracle_pod::action::Plan;
+use coracle_pod::observed::{ImageState, InstanceState, Sandbox};
+use coracle_pod::spec::PodUid;
+use coracle_pod::{ActionKey, History, Observed, PodSpec};
+use coracle_runtime::board::Board;
+use coracle_runtime::shim_client::{ShimClient, ShimEvent};
+use coracle_store::{Batch, Store, StoreError};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+/// Messages waiting for the engine; senders wait when it is full.
+pub(crate) const INBOX_MAX: usize = 256;
+/// Changes waiting for one watcher; a slower one is dropped and asks again.
+const WATCH_MAX: usize = 256;
+/// How long after a failed commit the next is tried.
+const COMMIT_RETRY: Duration = Duration::from_secs(5);
+
+/// What the engine hears.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// From the node API.
+    Request(Request),
+    /// The manifest directory as it is now.
+    Manifests(Vec<FileManifest>),
+    /// An action ended.
+    Done { uid: PodUid, key: ActionKey, result: perform::Done },
+    /// From a pod's shim.
+    Shim { uid: PodUid, event: ShimEvent },
+    /// The batch under way is durable, or is not.
+    Committed(Result<(), StoreError>),
+}
+
+/// One pod.
+struct Entry {
+    record: PodRecord,
+    spec: Arc<PodSpec>,
+    observed: Observed,
+    history: History,
+    status: PodStatus,
+    shim: Option<ShimClient>,
+    /// `CLOCK_BOOTTIME` at which to plan again.
+    wake: Option<Duration>,
+    /// A pod of the same name that must go away first.
+    blocked_by: Option<PodUid>,
+    probe_sequence: u64,
+    resource_version: u64,
+}
+
+/// What waits for the commit under way.
+#[derive(Default)]
+struct Pending {
+    plans: Vec<(PodUid, Plan)>,
+    answers: Vec<Answer>,
+}
+
+/// An asker who is told once the batch is durable.
+enum Answer {
+    Applied(oneshot::Sender<Result<Vec<Applied>, Refusal>>, Vec<Applied>),
+    Deleted(oneshot::Sender<Result<Pod, Refusal>>, Box<Pod>),
+}
+
+/// The state of the agent.
+pub(crate) struct Engine {
+    board: Arc<Board>,
+    store: Arc<Store>,
+    inbox: mpsc::Receiver<Message>,
+    outbox: mpsc::Sender<Message>,
+    pods: BTreeMap<PodUid, Entry>,
+    dirty: BTreeSet<PodUid>,
+    /// Being written now.
+    committing: Option<Pending>,
+    /// For the next batch.
+    batch: Batch,
+    pending: Pending,
+    retry_at: Option<Duration>,
+    watchers: Vec<mpsc::Sender<Change>>,
+    events: Events,
+    resource_version: u64,
+}
+
+impl Engine {
+    /// Adopts what the store and the board hold. Nothing is started yet.
+    pub(crate) async fn open(
+        board: Arc<Board>,
+        store: Arc<Store>,
+        events: Events,
+    ) -> anyhow::Result<(Engine, mpsc::Sender<Message>)> {
+        let (outbox, inbox) = mpsc::channel(INBOX_MAX);
+        let mut engine = Engine {
+            board,
+            store,
+            inbox,
+            outbox: outbox.clone(),
+            pods: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            committing: None,
+            batch: Batch::new(),
+            pending: Pending::default(),
+            retry_at: None,
+            watchers: Vec::new(),
+            events,
+            resource_version: 1,
+        };
+        let scan = engine.store.all::<PodRecord>()?;
+        for damaged in &scan.damaged {
+            error!(key = %damaged, "a stored pod cannot be read and is left out; apply it again");
+        }
+        for (_, record) in scan.records {
+            if let Err(refusal) = engine.insert(record).await {
+                error!(message = %refusal.message, "a stored pod is no longer valid and is left out");
+            }
+        }
+        engine.clear_strangers().await;
+        Ok((engine, outbox))
+    }
+
+    /// Runs until `stop` resolves. Pods go on without us.
+    pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tokio::pin!(stop);
+        loop {
+            self.plan_dirty();
+            let wait = self.next_wake();
+            tokio::select! {
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.handle(message).await,
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(wait) => self.wake_due(),
+                () = &mut stop => return self.finish().await,
+            }
+            // Whatever else has arrived goes into the same round, and so into the same commit.
+            while let Ok(message) = self.inbox.try_recv() {
+                self.handle(message).await;
+            }
+        }
+    }
+
+    /// Waits for the commit under way, so that nothing acknowledged is left in the air.
+    async fn finish(mut self) -> anyhow::Result<()> {
+        while self.committing.is_some() {
+            match self.inbox.recv().await {
+                Some(Message::Committed(result)) => self.committed(result),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle(&mut self, message: Message) {
+        match message {
+            Message::Request(request) => self.answer(request).await,
+            Message::Manifests(files) => self.manifests(files).await,
+            Message::Done { uid, key, result } => self.done(&uid, &key, result),
+            Message::Shim { uid, event } => self.shim_event(&uid, event),
+            Message::Committed(result) => self.committed(result),
+        }
+    }
+
+    // ---- planning ----
+
+    fn plan_dirty(&mut self) {
+        let now = self.board.now();
+        if self.retry_at.is_some_and(|at| at > now.monotonic) {
+            return;
+        }
+        if self.committing.is_none() {
+            for uid in std::mem::take(&mut self.dirty) {
+                let Some(entry) = self.pods.get(&uid) else { continue };
+                if entry.blocked_by.is_some() {
+                    continue;
+                }
+                let plan = coracle_pod::plan(&entry.spec, &entry.observed, &entry.history, &now);
+                if plan.gone {
+                    self.batch.delete::<PodRecord>(&uid.0);
+                    self.batch.delete::<HistoryRecord>(&uid.0);
+                    self.pending.plans.push((uid, plan));
+                } else if !plan.history.durable_eq(&entry.history) {
+                    self.batch.put(&uid.0, &HistoryRecord(plan.history.clone()));
+                    self.pending.plans.push((uid, plan));
+                } else {
+                    self.carry_out(&uid, plan);
+                }
+            }
+            self.commit();
+        }
+    }
+
+    fn commit(&mut self) {
+        if self.batch.is_empty() {
+            // Nothing to write, but perhaps somebody waits for an answer that needs no write.
+            let pending = std::mem::take(&mut self.pending);
+            self.release(pending);
+            return;
+        }
+        let batch = std::mem::replace(&mut self.batch, Batch::new());
+        self.committing = Some(std::mem::take(&mut self.pending));
+        let (store, outbox) = (self.store.clone(), self.outbox.clone());
+        tokio::spawn(async move {
+            let result = tokio::task::spawn_blocking(move || store.commit(batch)).await;
+            let result = result.expect("a commit does not panic");
+            // The engine outlives its commits; when it does not, the process is ending.
+            if outbox.send(Message::Committed(result)).await.is_err() {
+                warn!("the engine ended before its last commit was told");
+            }
+        });
+    }
+
+    fn committed(&mut self, result: Result<(), StoreError>) {
+        let Some(pending) = self.committing.take() else { return };
+        match result {
+            Ok(()) => {
+                self.retry_at = None;
+                self.release(pending);
+            }
+            Err(error) => {
+                error!(%error, "the store cannot be written: pods run on, changes wait until it can");
+                self.retry_at = Some(self.board.now().monotonic + COMMIT_RETRY);
+                self.dirty.extend(pending.plans.into_iter().map(|(uid, _)| uid));
+                for answer in pending.answers {
+                    let refusal = Refusal::unavailable(format!("not stored: {error}"));
+                    let sent = match answer {
+                        Answer::Applied(to, _) => to.send(Err(refusal)).is_ok(),
+                        Answer::Deleted(to, _) => to.send(Err(refusal)).is_ok(),
+                    };
+                    tracing::debug!(sent, "told an asker that the store failed");
+                }
+            }
+        }
+    }
+
+    fn release(&mut self, pending: Pending) {
+        for (uid, plan) in pending.plans {
+            self.carry_out(&uid, plan);
+        }
+        for answer in pending.answers {
+            let sent = match answer {
+                Answer::Applied(to, applied) => to.send(Ok(applied)).is_ok(),
+                Answer::Deleted(to, pod) => to.send(Ok(*pod)).is_ok(),
+            };
+            tracing::debug!(sent, "answered after the commit");
+        }
+    }
+
+    /// Takes over a plan whose history is durable, and starts its actions.
+    fn carry_out(&mut self, uid: &PodUid, plan: Plan) {
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        for event in plan.events {
+            self.events.record(&entry.record.pod, &event, self.board.now().wall);
+        }
+        if plan.gone {
+            return self.forget(uid);
+        }
+        entry.history = plan.history;
+        entry.wake = plan.wake;
+        if entry.status != plan.status {
+            entry.status = plan.status;
+            self.resource_version += 1;
+            entry.resource_version = self.resource_version;
+            let change = Change { kind: ChangeKind::Modified, pod: entry.shown() };
+            self.tell(&change);
+        }
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        for action in plan.actions {
+            let key = action.key();
+            if entry.observed.in_flight.contains(&key) {
+                continue;
+            }
+            entry.observed.in_flight.insert(key.clone());
+            let task = perform::Task {
+                board: self.board.clone(),
+                spec: entry.spec.clone(),
+                shim: entry.shim.clone(),
+                ips: entry.ips(),
+                inbox: self.outbox.clone(),
+                running: entry
+                    .observed
+                    .instances
+                    .iter()
+                    .filter(|(_, i)| matches!(i.state, InstanceState::Running { .. }))
+                    .map(|(id, _)| id.clone())
+                    .collect(),
+            };
+            tokio::spawn(task.run(action, key));
+        }
+    }
+
+    fn forget(&mut self, uid: &PodUid) {
+        let Some(entry) = self.pods.remove(uid) else { return };
+        info!(namespace = entry.spec.namespace, name = entry.spec.name, uid = uid.0, "pod is gone");
+        self.tell(&Change { kind: ChangeKind::Deleted, pod: entry.shown() });
+        for (other, waiting) in &mut self.pods {
+            if waiting.blocked_by.as_ref() == Some(uid) {
+                waiting.blocked_by = None;
+                self.dirty.insert(other.clone());
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Duration {
+        /// With nothing to do at all.
+        const IDLE: Duration = Duration::from_secs(24 * 3600);
+        let now = self.board.now().monotonic;
+        let wakes = self.pods.values().filter(|e| e.blocked_by.is_none()).filter_map(|e| e.wake);
+        let first = wakes.chain(self.retry_at).min();
+        first.map_or(IDLE, |at| at.saturating_sub(now))
+    }
+
+    fn wake_due(&mut self) {
+        let now = self.board.now().monotonic;
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+        }
+        for (uid, entry) in &mut self.pods {
+            if entry.wake.is_some_and(|at| at <= now) {
+                entry.wake = None;
+                self.dirty.insert(uid.clone());
+            }
+        }
+    }
+
+    // ---- requests ----
+
+    async fn answer(&mut self, request: Request) {
+        // Whoever asked may have hung up; that is theirs to decide.
+        let heard = match request {
+            Request::Pods(to) => to.send(self.pods.values().map(Entry::shown).collect()).is_ok(),
+            Request::Watch(to) => self.watch(to),
+            Request::Events(to) => to.send(self.events.list()).is_ok(),
+            Request::ImagesInUse(to) => to.send(self.images_in_use()).is_ok(),
+            Request::ImagesChanged => {
+                self.look_at_images();
+                true
+            }
+            Request::Container { namespace, name, container, answer } => {
+                answer.send(self.target(&namespace, &name, &container)).is_ok()
+            }
+            Request::Apply { pods, answer } => match self.apply(pods, &Source::Apply).await {
+                Ok(applied) => {
+                    self.pending.answers.push(Answer::Applied(answer, applied));
+                    true
+                }
+                Err(refusal) => answer.send(Err(refusal)).is_ok(),
+            },
+            Request::Delete { namespace, name, grace_seconds, answer } => {
+                match self.delete(&namespace, &name, grace_seconds) {
+                    Ok(pod) => {
+                        self.pending.answers.push(Answer::Deleted(answer, Box::new(pod)));
+                        true
+                    }
+                    Err(refusal) => answer.send(Err(refusal)).is_ok(),
+                }
+            }
+        };
+        tracing::trace!(heard, "answered");
+    }
+
+    fn watch(&mut self, to: oneshot::Sender<mpsc::Receiver<Change>>) -> bool {
+        // Room for what is, and for what comes before the watcher first reads.
+        let (send, receive) = mpsc::channel(WATCH_MAX + self.pods.len());
+        for entry in self.pods.values() {
+            let first = send.try_send(Change { kind: ChangeKind::Added, pod: entry.shown() });
+            debug_assert!(first.is_ok(), "the channel has room for every pod");
+        }
+        self.watchers.push(send);
+        to.send(receive).is_ok()
+    }
+
+    fn tell(&mut self, change: &Change) {
+        self.watchers.retain(|watcher| watcher.try_send(change.clone()).is_ok());
+    }
+
+    fn find(&self, namespace: &str, name: &str) -> Option<&PodUid> {
+        let named = |e: &Entry| e.spec.namespace == namespace && e.spec.name == name;
+        // A pod that waits for its predecessor is the one that is meant.
+        let mut found = self.pods.iter().filter(|(_, e)| named(e)).collect::<Vec<_>>();
+        found.sort_by_key(|(_, e)| e.blocked_by.is_some());
+        found.last().map(|(uid, _)| *uid)
+    }
+
+    fn target(&self, namespace: &str, name: &str, container: &str) -> Result<Target, Refusal> {
+        let entry = self.find(namespace, name).and_then(|uid| self.pods.get(uid));
+        let entry = entry.ok_or_else(|| Refusal::not_found(name))?;
+        let all = || entry.spec.containers.iter().chain(&entry.spec.init_containers);
+        let spec = if container.is_empty() {
+            entry.spec.containers.first()
+        } else {
+            all().find(|c| c.name == container)
+        };
+        let spec = spec.ok_or_else(|| {
+            Refusal::bad_request(format!("container {container} is not valid for pod {name}"))
+        })?;
+        let mut running =
+            entry.observed.instances.iter().filter(|(id, i)| {
+                id.container == spec.name && matches!(i.state, InstanceState::Running { .. })
+            });
+        match (running.next_back(), &entry.shim) {
+            (Some((instance, _)), Some(shim)) => Ok(Target {
+                spec: entry.spec.clone(),
+                instance: instance.clone(),
+                shim: shim.clone(),
+                tty: spec.tty,
+                stdin: spec.stdin,
+            }),
+            _ => Err(Refusal::bad_request(format!("container not found or not running (\"{}\")", spec.name))),
+        }
+    }
+
+    /// Validates all, then stores all: a request with one bad pod changes nothing.
+    async fn apply(&mut self, pods: Vec<Pod>, source: &Source) -> Result<Vec<Applied>, Refusal> {
+        let mut accepted = Vec::new();
+        for mut pod in pods {
+            let namespace = pod.metadata.namespace.get_or_insert_with(|| "default".into()).clone();
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            pod.status = None;
+            pod.metadata.uid = Some(sources::uid(&pod, source));
+            facts::admit(&pod).map_err(|message| Refusal::invalid(&name, &message))?;
+            accepted.push((namespace, name, pod));
+        }
+        let mut applied = Vec::new();
+        for (namespace, name, pod) in accepted {
+            let outcome = self.place(&namespace, &name, pod, source).await?;
+            applied.push(Applied { namespace, name, outcome });
+        }
+        Ok(applied)
+    }
+
+    async fn place(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        pod: Pod,
+        source: &Source,
+    ) -> Result<Outcome, Refusal> {
+        let existing = self.find(namespace, name).cloned();
+        if existing.is_none() && self.pods.len() >= self.board.settings().pods_max {
+            return Err(Refusal {
+                code: 403,
+                reason: "Forbidden",
+                message: format!(
+                    "this board runs {} pods at most (pods_max)",
+                    self.board.settings().pods_max
+                ),
+            });
+        }
+        let uid = PodUid(pod.metadata.uid.clone().unwrap_or_default());
+        if let Some(old) = existing.as_ref().and_then(|uid| self.pods.get(uid)) {
+            if old.record.source != *source {
+                let owner = match &old.record.source {
+                    Source::Manifest(file) => format!("the manifest {file}"),
+                    Source::Apply => "coracle apply".into(),
+                };
+                return Err(Refusal {
+                    code: 409,
+                    reason: "Conflict",
+                    message: format!("pod {namespace}/{name} belongs to {owner}; change it there"),
+                });
+            }
+            if old.spec.uid == uid && old.record.deletion_grace_seconds.is_none() {
+                return Ok(Outcome::Unchanged);
+            }
+        }
+        let mut pod = pod;
+        // The same text again after a deletion must not be the same pod.
+        if self.pods.contains_key(&uid) {
+            pod.metadata.uid = Some(sources::fresh_uid());
+        }
+        pod.metadata.creation_timestamp = Some(Time(self.board.now().wall));
+        let record = PodRecord { pod, source: source.clone(), deletion_grace_seconds: None };
+        let uid = self.insert(record).await?;
+        if let (Some(old), Some(entry)) = (existing.clone(), self.pods.get_mut(&uid)) {
+            entry.blocked_by = Some(old);
+        }
+        if let Some(entry) = self.pods.get(&uid) {
+            self.batch.put(&uid.0, &entry.record);
+        }
+        match existing {
+            Some(old) => {
+                self.mark_deleted(&old, None);
+                Ok(Outcome::Configured)
+            }
+            None => Ok(Outcome::Created),
+        }
+    }
+
+    fn delete(&mut self, namespace: &str, name: &str, grace: Option<i64>) -> Result<Pod, Refusal> {
+        let uid = self.find(namespace, name).cloned().ok_or_else(|| Refusal::not_found(name))?;
+        let entry = &self.pods[&uid];
+        if let Source::Manifest(file) = &entry.record.source {
+            return Err(Refusal {
+                code: 403,
+                reason: "Forbidden",
+                message: format!(
+                    "pod {namespace}/{name} belongs to the manifest {file}; remove that file instead"
+                ),
+            });
+        }
+        self.mark_deleted(&uid, grace);
+        Ok(self.pods[&uid].shown())
+    }
+
+    /// Idempotent; a second deletion may only shorten the grace period.
+    fn mark_deleted(&mut self, uid: &PodUid, grace: Option<i64>) {
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        let grace = grace
+            .map_or(i64::try_from(entry.spec.termination_grace.as_secs()).unwrap_or(i64::MAX), |g| g.max(0));
+        if entry.record.deletion_grace_seconds.is_some_and(|known| known <= grace) {
+            return;
+        }
+        entry.record.deletion_grace_seconds = Some(grace);
+        let now = self.board.now().wall;
+        entry.record.pod.metadata.deletion_timestamp = Some(Time(now));
+        entry.record.pod.metadata.deletion_grace_period_seconds = Some(grace);
+        match facts::admit(&entry.record.pod) {
+            Ok(spec) => entry.spec = Arc::new(spec),
+            Err(message) => error!(message, "a running pod no longer passes admission"),
+        }
+        self.batch.put(&uid.0, &entry.record);
+        self.resource_version += 1;
+        entry.resource_version = self.resource_version;
+        let change = Change { kind: ChangeKind::Modified, pod: entry.shown() };
+        self.tell(&change);
+        self.dirty.insert(uid.clone());
+    }
+
+    // ---- sources ----
+
+    async fn manifests(&mut self, files: Vec<FileManifest>) {
+        let mut wanted = BTreeSet::new();
+        let mut unreadable = BTreeSet::new();
+        for file in files {
+            let source = Source::Manifest(file.name.clone());
+            match file.pods {
+                Err(error) => {
+                    warn!(file = file.name, %error, "manifest not used; its pods stay as they are");
+                    self.events.node_warning(
+                        "FailedManifest",
+                        &format!("{}: {error}", file.name),
+                        self.board.now().wall,
+                    );
+                    unreadable.insert(file.name);
+                }
+                Ok(pods) => {
+                    for pod in pods {
+                        let key = (
+                            pod.metadata.namespace.clone().unwrap_or_else(|| "default".into()),
+                            pod.metadata.name.clone().unwrap_or_default(),
+                        );
+                        wanted.insert((file.name.clone(), key));
+                        // One by one: a bad pod must not keep its neighbours from running.
+                        if let Err(refusal) = self.apply(vec![pod], &source).await {
+                            warn!(file = file.name, message = refusal.message, "pod of a manifest not used");
+                            self.events.node_warning(
+                                "FailedManifest",
+                                &format!("{}: {}", file.name, refusal.message),
+                                self.board.now().wall,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        let orphaned: Vec<PodUid> = self
+            .pods
+            .iter()
+            .filter(|(_, e)| match &e.record.source {
+                Source::Manifest(file) => {
+                    let key = (file.clone(), (e.spec.namespace.clone(), e.spec.name.clone()));
+                    !unreadable.contains(file) && !wanted.contains(&key)
+                }
+                Source::Apply => false,
+            })
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in orphaned {
+            self.mark_deleted(&uid, None);
+        }
+    }
+}
+
+impl Entry {
+    fn ips(&self) -> Vec<std::net::IpAddr> {
+        match &self.observed.sandbox {
+            Sandbox::Ready { ips, .. } => ips.clone(),
+            Sandbox::Absent | Sandbox::Broken { .. } => Vec::new(),
+        }
+    }
+
+    /// The pod as the API shows it.
+    fn shown(&self) -> Pod {
+        let mut pod = self.record.pod.clone();
+        pod.metadata.resource_version = Some(self.resource_version.to_string());
+        let annotation = match self.record.source {
+            Source::Manifest(_) => "file",
+            Source::Apply => "api",
+        };
+        let annotations = pod.metadata.annotations.get_or_insert_with(BTreeMap::new);
+        annotations.insert("kubernetes.io/config.source".into(), annotation.into());
+        pod.status = Some(self.status.clone());
+        pod
+    }
+
+    fn needs_image(&self, image: &str) -> bool {
+        self.spec.containers.iter().chain(&self.spec.init_containers).any(|c| c.image == image)
+    }
+
+    fn set_image(&mut self, image: &str, state: ImageState) {
+        if self.needs_image(image) {
+            self.observed.images.insert(image.into(), state);
+        }
+    }
+}

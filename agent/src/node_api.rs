@@ -1,0 +1,257 @@
+//! The kubelet's HTTP paths on a Unix socket that root alone may open.
+//!
+//! ```text
+//! GET  /healthz  /metrics  /pods[?watch=1]  /events  /stats/summary
+//! GET  /containerLogs/NS/POD/CONTAINER?follow&previous&tailLines&sinceSeconds&timestamps&limitBytes
+//! GET  /exec/NS/POD/CONTAINER  /attach/NS/POD/CONTAINER      WebSocket, v5.channel.k8s.io or v4
+//! POST /coracle/v1/apply                                     manifests
+//! DELETE /api/v1/namespaces/NS/pods/POD?gracePeriodSeconds
+//! GET|POST|DELETE /coracle/v1/images…
+//! ```
+//! What the kubelet has no word for is under `/coracle/v1`. Every body and every connection count is bounded;
+//! errors are `v1.Status` objects.
+
+mod images;
+mod logs;
+mod stats;
+mod streams;
+
+use crate::engine::Message;
+use crate::request::{Change, Refusal, Request};
+use bytes::Bytes;
+use coracle_api::manifest;
+use coracle_runtime::board::Board;
+use futures_util::StreamExt;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::{Method, StatusCode};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Connections served at once; others wait in the socket's backlog.
+const CONNECTIONS_MAX: usize = 64;
+
+pub(crate) type Body = BoxBody<Bytes, io::Error>;
+pub(crate) type Response = hyper::Response<Body>;
+
+/// What a request handler may use.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub board: Arc<Board>,
+    pub engine: mpsc::Sender<Message>,
+    pub started: std::time::Instant,
+}
+
+/// Listens at `path`, for root only; a socket that a dead agent left is replaced (the lock says that it is dead).
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves for ever.
+pub(crate) async fn serve(listener: UnixListener, context: Context) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                continue;
+            }
+        };
+        let context = context.clone();
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(|request| {
+                let context = context.clone();
+                async move { Ok::<_, Infallible>(route(&context, request).await.unwrap_or_else(|r| refused(&r))) }
+            });
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let connection =
+                hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades();
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended badly");
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn route(context: &Context, request: hyper::Request<Incoming>) -> Result<Response, Refusal> {
+    let path = request.uri().path().to_string();
+    let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
+    let query = Query::of(&request);
+    match (request.method(), parts.as_slice()) {
+        (&Method::GET, ["healthz"]) => Ok(text("ok")),
+        (&Method::GET, ["metrics"]) => stats::metrics(context).await,
+        (&Method::GET, ["stats", "summary"]) => stats::summary(context).await,
+        (&Method::GET, ["pods"]) if query.flag("watch") => watch(context).await,
+        (&Method::GET, ["pods"]) => {
+            let pods = context.ask(Request::Pods).await?;
+            Ok(object(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items(&pods)})))
+        }
+        (&Method::GET, ["events"]) => {
+            let events = context.ask(Request::Events).await?;
+            Ok(object(&json!({"kind": "EventList", "apiVersion": "v1", "metadata": {}, "items": events})))
+        }
+        (&Method::GET, ["containerLogs", namespace, pod, container]) => {
+            logs::serve(context, namespace, pod, container, &query).await
+        }
+        (&Method::GET, ["exec", namespace, pod, container]) => {
+            streams::exec(context, namespace, pod, container, &query, request).await
+        }
+        (&Method::GET, ["attach", namespace, pod, container]) => {
+            streams::attach(context, namespace, pod, container, &query, request).await
+        }
+        (&Method::POST, ["coracle", "v1", "apply"]) => apply(context, request).await,
+        (&Method::DELETE, ["api", "v1", "namespaces", namespace, "pods", name]) => {
+            let grace_seconds = query.number("gracePeriodSeconds")?;
+            let (namespace, name) = ((*namespace).to_string(), (*name).to_string());
+            let (answer, heard) = oneshot::channel();
+            context.send(Request::Delete { namespace, name, grace_seconds, answer }).await?;
+            let pod = heard.await.map_err(|_| ended())??;
+            Ok(object(&pod_value(&pod)))
+        }
+        (_, ["coracle", "v1", "images", rest @ ..]) => {
+            images::serve(context, rest, &query, request.method()).await
+        }
+        (_, _) => Err(Refusal {
+            code: 404,
+            reason: "NotFound",
+            message: "the server could not find the requested resource".into(),
+        }),
+    }
+}
+
+async fn apply(context: &Context, request: hyper::Request<Incoming>) -> Result<Response, Refusal> {
+    let body = Limited::new(request.into_body(), manifest::MANIFEST_BYTES_MAX).collect().await;
+    let body =
+        body.map_err(|e| Refusal { code: 413, reason: "RequestEntityTooLarge", message: e.to_string() })?;
+    let pods = manifest::pods(&body.to_bytes()).map_err(|e| Refusal::bad_request(e.to_string()))?;
+    let (answer, heard) = oneshot::channel();
+    context.send(Request::Apply { pods, answer }).await?;
+    let applied = heard.await.map_err(|_| ended())??;
+    let items: Vec<Value> = applied
+        .iter()
+        .map(|a| json!({"namespace": a.namespace, "name": a.name, "outcome": a.outcome.word()}))
+        .collect();
+    Ok(object(&json!({"items": items})))
+}
+
+/// One JSON object a line, as the Kubernetes API watches.
+async fn watch(context: &Context) -> Result<Response, Refusal> {
+    let changes = context.ask(Request::Watch).await?;
+    let lines = receiver_stream(changes).map(|change: Change| {
+        let line = json!({"type": change.kind.word(), "object": pod_value(&change.pod)});
+        Ok(Frame::data(Bytes::from(format!("{line}\n"))))
+    });
+    Ok(streaming(StreamBody::new(lines)))
+}
+
+fn items(pods: &[Pod]) -> Vec<Value> {
+    let mut sorted: Vec<&Pod> = pods.iter().collect();
+    sorted.sort_by_key(|p| (p.metadata.namespace.clone(), p.metadata.name.clone()));
+    sorted.into_iter().map(pod_value).collect()
+}
+
+fn pod_value(pod: &Pod) -> Value {
+    // k8s-openapi writes kind and apiVersion itself.
+    serde_json::to_value(pod).expect("a pod serializes")
+}
+
+impl Context {
+    /// Asks the engine a question that it cannot refuse.
+    pub(crate) async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, Refusal> {
+        let (answer, heard) = oneshot::channel();
+        self.send(question(answer)).await?;
+        heard.await.map_err(|_| ended())
+    }
+
+    pub(crate) async fn send(&self, request: Request) -> Result<(), Refusal> {
+        self.engine.send(Message::Request(request)).await.map_err(|_| ended())
+    }
+}
+
+fn ended() -> Refusal {
+    Refusal::unavailable("the agent is stopping".into())
+}
+
+/// The query string, decoded.
+pub(crate) struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn of<B>(request: &hyper::Request<B>) -> Query {
+        let text = request.uri().query().unwrap_or_default();
+        Query(form_urlencoded::parse(text.as_bytes()).into_owned().collect())
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    pub(crate) fn all(&self, key: &str) -> Vec<String> {
+        self.0.iter().filter(|(k, _)| k == key).map(|(_, v)| v.clone()).collect()
+    }
+
+    pub(crate) fn flag(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|v| matches!(v, "" | "1" | "true"))
+    }
+
+    pub(crate) fn number(&self, key: &str) -> Result<Option<i64>, Refusal> {
+        let parse =
+            |v: &str| v.parse().map_err(|_| Refusal::bad_request(format!("{key}={v:?} is not a number")));
+        self.get(key).map(parse).transpose()
+    }
+}
+
+pub(crate) fn text(body: impl Into<Bytes>) -> Response {
+    let body = Full::new(body.into()).map_err(|never: Infallible| -> io::Error { match never {} }).boxed();
+    hyper::Response::new(body)
+}
+
+pub(crate) fn object(value: &Value) -> Response {
+    let mut response = text(value.to_string());
+    let json = hyper::header::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
+    response
+}
+
+pub(crate) fn streaming<S>(body: StreamBody<S>) -> Response
+where
+    S: futures_util::Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync + 'static,
+{
+    hyper::Response::new(BodyExt::boxed(body))
+}
+
+/// A bounded channel as a stream.
+pub(crate) fn receiver_stream<T>(receiver: mpsc::Receiver<T>) -> impl futures_util::Stream<Item = T> {
+    futures_util::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|item| (item, receiver))
+    })
+}
+
+/// A `v1.Status`.
+pub(crate) fn refused(refusal: &Refusal) -> Response {
+    let mut response = object(&json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": refusal.message, "reason": refusal.reason, "code": refusal.code,
+    }));
+    *response.status_mut() = StatusCode::from_u16(refusal.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+}

@@ -1,0 +1,81 @@
+//! `/metrics` (Prometheus text, the kubelet's names) and `/stats/summary` (the kubelet's JSON, for `coracle top`).
+
+use super::{Context, Response, object, text};
+use crate::request::{Refusal, Request};
+use coracle_pod::PodSpec;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+pub(super) async fn metrics(context: &Context) -> Result<Response, Refusal> {
+    let pods = context.ask(Request::Pods).await?;
+    let mut out = String::new();
+    let mut gauge = |name: &str, help: &str, lines: &[(String, f64)]| {
+        write!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n").expect("a String takes any text");
+        for (labels, value) in lines {
+            writeln!(out, "{name}{labels} {value}").expect("a String takes any text");
+        }
+    };
+    let running = pods.iter().filter(|p| phase(p) == "Running").count();
+    let containers: usize = pods.iter().map(|p| statuses(p).filter(|runs| *runs).count()).sum();
+    gauge(
+        "kubelet_running_pods",
+        "Number of pods that have a running pod sandbox",
+        &[(String::new(), running as f64)],
+    );
+    gauge(
+        "kubelet_running_containers",
+        "Number of containers currently running",
+        &[("{container_state=\"running\"}".into(), containers as f64)],
+    );
+    let (mut cpu, mut memory) = (Vec::new(), Vec::new());
+    for pod in &pods {
+        let Ok(spec) = PodSpec::from_api(pod) else { continue };
+        let Some(usage) = context.board.tree().usage(&context.board.tree().pod_path(&spec.uid, spec.qos))
+        else {
+            continue;
+        };
+        let labels = format!("{{namespace=\"{}\",pod=\"{}\"}}", spec.namespace, spec.name);
+        cpu.push((labels.clone(), usage.cpu_nanoseconds as f64 / 1e9));
+        memory.push((labels, usage.working_set_bytes as f64));
+    }
+    gauge("pod_cpu_usage_seconds_total", "Cumulative cpu time consumed by the pod in core-seconds", &cpu);
+    gauge("pod_memory_working_set_bytes", "Current working set of the pod in bytes", &memory);
+    let up = context.started.elapsed().as_secs_f64();
+    gauge("coracle_agent_uptime_seconds", "Seconds since the agent started", &[(String::new(), up)]);
+    Ok(text(out))
+}
+
+pub(super) async fn summary(context: &Context) -> Result<Response, Refusal> {
+    let tree = context.board.tree();
+    let now = context.board.now().wall.to_string();
+    let mut list: Vec<Value> = Vec::new();
+    for pod in context.ask(Request::Pods).await? {
+        let Ok(spec) = PodSpec::from_api(&pod) else { continue };
+        let path = tree.pod_path(&spec.uid, spec.qos);
+        let figures = |path: &str| {
+            tree.usage(path).map(|u| {
+                (
+                    json!({"time": now, "usageCoreNanoSeconds": u.cpu_nanoseconds}),
+                    json!({"time": now, "workingSetBytes": u.working_set_bytes}),
+                )
+            })
+        };
+        let Some((cpu, memory)) = figures(&path) else { continue };
+        list.push(json!({
+            "podRef": {"name": spec.name, "namespace": spec.namespace, "uid": spec.uid.0},
+            "cpu": cpu, "memory": memory,
+        }));
+    }
+    Ok(object(&json!({"node": {"nodeName": context.board.settings().node_name}, "pods": list})))
+}
+
+fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+/// Whether each container runs.
+fn statuses(pod: &Pod) -> impl Iterator<Item = bool> {
+    let list = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    list.map(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
+}

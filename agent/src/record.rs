@@ -1,0 +1,43 @@
+//! What the agent keeps in the store: pods as they were given, and the history of each.
+
+use coracle_pod::History;
+use coracle_store::Record;
+use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Serialize};
+
+/// A pod as somebody asked for it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PodRecord {
+    /// Defaults and status left out: as written, with a uid.
+    pub pod: Pod,
+    /// Who asked.
+    pub source: Source,
+    /// Deletion was asked for, with this grace in seconds.
+    pub deletion_grace_seconds: Option<i64>,
+}
+
+/// Where a pod comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Source {
+    /// A file of the manifest directory, by name: gone when the file is.
+    Manifest(String),
+    /// `coracle apply`.
+    Apply,
+}
+
+impl Record for PodRecord {
+    const KIND: &'static str = "pod";
+    const VERSION: u16 = 1;
+    /// Desired state: what a rebuilt store starts from.
+    const EXPORTED: bool = true;
+}
+
+/// `coracle_pod::History`, whose durable part alone is serialized.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct HistoryRecord(pub History);
+
+impl Record for HistoryRecord {
+    const KIND: &'static str = "history";
+    const VERSION: u16 = 1;
+    const EXPORTED: bool = false;
+}

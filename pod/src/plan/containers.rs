@@ -1,0 +1,100 @@
+//! Starting what is due, in order; forgetting what is two attempts old.
+
+use super::{Planner, Stage, next_delay};
+use crate::ActionKey;
+use crate::action::{Action, EventType};
+use crate::observed::{InstanceId, InstanceState};
+use crate::spec::ContainerSpec;
+
+impl Planner<'_> {
+    pub(super) fn drive_containers(&mut self) {
+        let spec = self.spec;
+        // One init container at a time: the first that has not succeeded.
+        for container in &spec.init_containers {
+            if self.stage(container, true) != Stage::Ended {
+                self.drive(container, true);
+                self.continue_stopping();
+                return self.remove_old();
+            }
+        }
+        for container in &spec.containers {
+            self.drive(container, false);
+        }
+        self.continue_stopping();
+        self.remove_old();
+    }
+
+    fn drive(&mut self, container: &ContainerSpec, init: bool) {
+        let name = container.name.as_str();
+        let key = ActionKey::Container(name.into());
+        if self.in_flight(&key) || self.in_flight(&ActionKey::Sandbox) {
+            return;
+        }
+        let known = self.of(name).cloned().unwrap_or_default();
+        let attempt = match (self.stage(container, init), &known.current) {
+            (Stage::Ended, _) => return,
+            (Stage::Up, Some(current)) => {
+                // Ordered, and neither there nor failed: the agent stopped in between. The order stands.
+                if known.started.is_none() && !self.seen.instances.contains_key(current) {
+                    self.order(container, current.clone());
+                }
+                return;
+            }
+            (_, Some(current)) => current.attempt.saturating_add(1),
+            (_, None) => 0,
+        };
+        let end = self.backoff_end(&known.backoff);
+        if known.current.is_some() && !self.passed(end) {
+            return;
+        }
+        // The registry of an `Always` image is asked first, if it has not been.
+        if !self.present(&container.image) || self.asking(&container.image) {
+            return;
+        }
+        if !self.history.asked.contains(name) {
+            let message = format!("Container image \"{}\" already present on machine", container.image);
+            self.history.asked.insert(name.into());
+            self.event(EventType::Normal, "Pulled", message, Some((name, init)));
+        }
+        let now = self.stamp();
+        let entry = self.entry(name);
+        if entry.exit.is_some() {
+            entry.restart_count = entry.restart_count.saturating_add(1);
+            entry.last_exit = entry.exit.take();
+            entry.backoff.delay = next_delay(entry.backoff.delay);
+        }
+        let instance = InstanceId { container: name.into(), attempt };
+        entry.current = Some(instance.clone());
+        entry.begun = Some(now);
+        entry.started = None;
+        entry.failed_start = None;
+        entry.stopping = None;
+        entry.lost = false;
+        self.history.probes.retain(|(container, _), _| container != name);
+        self.order(container, instance);
+    }
+
+    fn order(&mut self, container: &ContainerSpec, instance: InstanceId) {
+        if self.present(&container.image) {
+            self.actions.push(Action::StartContainer { instance });
+        }
+    }
+
+    fn asking(&self, image: &str) -> bool {
+        let key = ActionKey::Image(image.into());
+        self.in_flight(&key) || self.actions.iter().any(|a| a.key() == key)
+    }
+
+    /// The attempt before the current one stays for `logs --previous`; older ones go.
+    fn remove_old(&mut self) {
+        for (instance, seen) in &self.seen.instances {
+            let current = self.of(&instance.container).and_then(|h| h.current.as_ref()).map(|c| c.attempt);
+            let old = current.is_some_and(|current| instance.attempt.saturating_add(1) < current);
+            let key = ActionKey::Container(instance.container.clone());
+            let free = !self.in_flight(&key) && !self.actions.iter().any(|a| a.key() == key);
+            if old && free && matches!(seen.state, InstanceState::Exited(_)) {
+                self.actions.push(Action::RemoveContainer { instance: instance.clone(), log: true });
+            }
+        }
+    }
+}

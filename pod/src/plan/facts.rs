@@ -1,0 +1,164 @@
+//! Facts into history: what started, what ended, what was lost, what failed.
+
+use super::{BACKOFF_FORGIVEN, Planner, next_delay, word};
+use crate::ActionKey;
+use crate::action::EventType;
+use crate::observed::{Exit, Failure, InstanceState, Sandbox};
+
+/// The kubelet's message for a container that is gone without a trace.
+const LOST: &str = "The container could not be located when the pod was terminated";
+
+impl Planner<'_> {
+    pub(super) fn learn(&mut self) {
+        let now = self.stamp();
+        self.history.first_seen.get_or_insert_with(|| now.clone());
+        if self.spec.deletion.is_some() {
+            self.history.deletion_seen.get_or_insert(now);
+        }
+        for (container, init) in self.containers() {
+            self.learn_container(&container.name, init);
+        }
+        self.learn_sandbox();
+        self.learn_deadline();
+    }
+
+    fn learn_container(&mut self, name: &str, init: bool) {
+        let Some(known) = self.of(name) else { return };
+        let Some(current) = known.current.clone() else { return };
+        if known.exit.is_some() || known.failed_start.is_some() {
+            return;
+        }
+        let container = Some((name, init));
+        match self.seen.instances.get(&current).map(|i| &i.state) {
+            Some(InstanceState::Running { started }) => {
+                if known.started.is_none() {
+                    self.entry(name).started = Some(started.clone());
+                    self.event(EventType::Normal, "Created", format!("Created container: {name}"), container);
+                    self.event(EventType::Normal, "Started", format!("Started container {name}"), container);
+                }
+            }
+            Some(InstanceState::Exited(exit)) => {
+                if known.started.is_none() {
+                    self.event(EventType::Normal, "Started", format!("Started container {name}"), container);
+                }
+                self.ended(name, exit.clone(), false);
+            }
+            Some(InstanceState::Created) => {}
+            None => self.learn_missing(name, container),
+        }
+    }
+
+    /// Ordered to start, and not there.
+    fn learn_missing(&mut self, name: &str, container: Option<(&str, bool)>) {
+        let key = ActionKey::Container(name.into());
+        if self.in_flight(&key) || self.in_flight(&ActionKey::Sandbox) {
+            return;
+        }
+        let known = self.entry(name).clone();
+        let begun = known.begun.as_ref();
+        let of_this_attempt =
+            |f: &&Failure| begun.is_none_or(|b| f.at.boot == b.boot && f.at.monotonic >= b.monotonic);
+        if let Some(failure) = self.seen.failures.get(&key).filter(of_this_attempt).cloned() {
+            let message = format!("Error: {}", failure.message);
+            self.event(EventType::Warning, "Failed", message, container);
+            let entry = self.entry(name);
+            entry.backoff.from = Some(failure.at.clone());
+            entry.backoff.delay = next_delay(entry.backoff.delay);
+            entry.failed_start = Some(failure);
+            entry.stopping = None;
+        } else if known.started.is_some() {
+            let now = self.stamp();
+            let exit = Exit {
+                code: 137,
+                signal: None,
+                oom_killed: false,
+                started: known.started,
+                finished: now,
+                message: LOST.into(),
+            };
+            self.ended(name, exit, true);
+        }
+        // Otherwise the agent stopped between commit and start: the same attempt is ordered again.
+    }
+
+    fn ended(&mut self, name: &str, exit: Exit, lost: bool) {
+        let entry = self.entry(name);
+        let started = exit.started.as_ref().or(entry.started.as_ref());
+        let ran = started
+            .filter(|s| s.boot == exit.finished.boot)
+            .map(|s| exit.finished.monotonic.saturating_sub(s.monotonic));
+        if ran.is_some_and(|ran| ran >= BACKOFF_FORGIVEN) || lost {
+            entry.backoff.delay = std::time::Duration::ZERO;
+        }
+        entry.backoff.from = Some(exit.finished.clone());
+        entry.started = entry.started.take().or_else(|| exit.started.clone());
+        entry.exit = Some(exit);
+        entry.lost = lost;
+        entry.stopping = None;
+        self.history.probes.retain(|(container, _), _| container != name);
+    }
+
+    fn learn_sandbox(&mut self) {
+        match self.seen.failures.get(&ActionKey::Sandbox) {
+            Some(failure) if !self.in_flight(&ActionKey::Sandbox) => {
+                let known = self.history.sandbox.from.as_ref();
+                if known
+                    .is_none_or(|from| from.boot != failure.at.boot || from.monotonic < failure.at.monotonic)
+                {
+                    let failure = failure.clone();
+                    let delay = next_delay(self.history.sandbox.delay);
+                    self.history.sandbox = crate::history::Backoff { delay, from: Some(failure.at) };
+                    let reason = word(failure.reason);
+                    let message = match reason {
+                        "FailedCreatePodSandBox" => {
+                            format!("Failed to create pod sandbox: {}", failure.message)
+                        }
+                        _ => failure.message,
+                    };
+                    self.event(EventType::Warning, reason, message, None);
+                }
+            }
+            _ => {
+                if matches!(self.seen.sandbox, Sandbox::Ready { .. }) {
+                    self.history.sandbox = Default::default();
+                }
+            }
+        }
+        if matches!(self.seen.sandbox, Sandbox::Broken { .. }) {
+            self.learn_broken();
+        }
+    }
+
+    /// Said once per broken sandbox: its moment is kept as the back-off's.
+    fn learn_broken(&mut self) {
+        if self.history.sandbox.from.is_none() && self.spec.deletion.is_none() {
+            let now = self.stamp();
+            self.history.sandbox.from = Some(now);
+            let message = "Pod sandbox changed, it will be killed and re-created.".to_string();
+            self.event(EventType::Normal, "SandboxChanged", message, None);
+        }
+    }
+
+    fn learn_deadline(&mut self) {
+        let (Some(deadline), Some(first_seen)) = (self.spec.active_deadline, self.history.first_seen.clone())
+        else {
+            return;
+        };
+        if self.history.failed.is_some() || self.spec.deletion.is_some() || self.finished() {
+            return;
+        }
+        // Of another boot only wall time is left, as a hint: a clock that went back just waits again.
+        let at = if first_seen.boot == self.now.boot {
+            first_seen.monotonic.saturating_add(deadline)
+        } else {
+            let since = self.now.wall.duration_since(first_seen.wall);
+            let elapsed = std::time::Duration::try_from(since).unwrap_or_default();
+            self.now.monotonic.saturating_add(deadline.saturating_sub(elapsed))
+        };
+        if self.passed(at) {
+            let message = "Pod was active on the node longer than the specified deadline";
+            self.history.failed = Some(("DeadlineExceeded".into(), message.into()));
+            self.event(EventType::Normal, "DeadlineExceeded", message.into(), None);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! `v1.PodStatus` from history and facts, as the kubelet reports it.
+
+use super::{Planner, Stage, word};
+use crate::ActionKey;
+use crate::history::ContainerHistory;
+use crate::observed::{Exit, ImageState, Reason, Sandbox, Stamp};
+use crate::spec::{ContainerSpec, PullPolicy, QosClass};
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    HostIP, PodCondition, PodIP, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+impl Planner<'_> {
+    pub(super) fn status(&mut self) -> PodStatus {
+        let spec = self.spec;
+        let list = |containers: &[ContainerSpec], init: bool| -> Option<Vec<ContainerStatus>> {
+            let statuses: Vec<_> = containers.iter().map(|c| self.container_status(c, init)).collect();
+            (!statuses.is_empty()).then_some(statuses)
+        };
+        let (init, regular) = (list(&spec.init_containers, true), list(&spec.containers, false));
+        let phase = self.phase();
+        let ready = spec.containers.iter().all(|c| self.ready(c));
+        let conditions = self.conditions(phase, ready);
+        let ips: Vec<String> = match &self.seen.sandbox {
+            Sandbox::Ready { ips, .. } if spec.host_network && ips.is_empty() => {
+                self.seen.host_ips.iter().map(ToString::to_string).collect()
+            }
+            Sandbox::Ready { ips, .. } => ips.iter().map(ToString::to_string).collect(),
+            Sandbox::Absent | Sandbox::Broken { .. } => Vec::new(),
+        };
+        let hosts: Vec<String> = self.seen.host_ips.iter().map(ToString::to_string).collect();
+        let (reason, message) = self.history.failed.clone().unzip();
+        PodStatus {
+            phase: Some(phase.into()),
+            conditions: Some(conditions),
+            container_statuses: regular,
+            init_container_statuses: init,
+            start_time: self.history.first_seen.as_ref().map(time),
+            pod_ip: ips.first().cloned(),
+            pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
+            host_ip: hosts.first().cloned(),
+            host_ips: (!hosts.is_empty()).then(|| hosts.into_iter().map(|ip| HostIP { ip }).collect()),
+            qos_class: Some(
+                match spec.qos {
+                    QosClass::Guaranteed => "Guaranteed",
+                    QosClass::Burstable => "Burstable",
+                    QosClass::BestEffort => "BestEffort",
+                }
+                .into(),
+            ),
+            reason,
+            message,
+            ..Default::default()
+        }
+    }
+
+    fn phase(&self) -> &'static str {
+        let ended_well =
+            |c: &ContainerSpec| self.of(&c.name).and_then(|h| h.exit.as_ref()).is_some_and(|e| e.code == 0);
+        if self.history.failed.is_some() || self.init_failed() {
+            return "Failed";
+        }
+        if self.finished() {
+            return if self.spec.containers.iter().all(ended_well) { "Succeeded" } else { "Failed" };
+        }
+        let begun = |c: &ContainerSpec| {
+            self.of(&c.name).is_some_and(|h| h.started.is_some() || h.last_exit.is_some() || h.exit.is_some())
+        };
+        if self.init_done() && self.spec.containers.iter().all(begun) { "Running" } else { "Pending" }
+    }
+
+    fn conditions(&mut self, phase: &str, ready: bool) -> Vec<PodCondition> {
+        let over = matches!(phase, "Succeeded" | "Failed");
+        let sandbox = matches!(self.seen.sandbox, Sandbox::Ready { .. });
+        let initialized = self.init_done();
+        let why_not = if over { "PodCompleted" } else { "ContainersNotReady" };
+        let list = [
+            ("PodReadyToStartContainers", sandbox, None),
+            ("Initialized", initialized, Some("ContainersNotInitialized")),
+            ("Ready", ready && !over, Some(why_not)),
+            ("ContainersReady", ready && !over, Some(why_not)),
+            ("PodScheduled", true, None),
+        ];
+        let now = self.now.wall;
+        let unready: Vec<&str> =
+            self.spec.containers.iter().filter(|c| !self.ready(c)).map(|c| c.name.as_str()).collect();
+        let message = format!("containers with unready status: [{}]", unready.join(" "));
+        list.into_iter()
+            .map(|(kind, holds, reason)| {
+                let known =
+                    self.history.transitions.get(kind).filter(|(held, _)| *held == holds).map(|(_, at)| *at);
+                let at = known.unwrap_or(now);
+                self.history.transitions.insert(kind.into(), (holds, at));
+                let reason = reason.filter(|_| !holds);
+                PodCondition {
+                    type_: kind.into(),
+                    status: if holds { "True" } else { "False" }.into(),
+                    last_transition_time: Some(Time(at)),
+                    message: (reason == Some("ContainersNotReady")).then(|| message.clone()),
+                    reason: reason.map(Into::into),
+                    ..Default::default()
+                }
+            })
+            .collect()
+    }
+
+    fn container_status(&self, container: &ContainerSpec, init: bool) -> ContainerStatus {
+        let known = self.of(&container.name).cloned().unwrap_or_default();
+        let instance = known.current.as_ref().and_then(|id| self.seen.instances.get(id));
+        let image_id = match self.seen.images.get(&container.image) {
+            Some(ImageState::Present { id, repo_digest, .. }) => {
+                repo_digest.clone().unwrap_or_else(|| id.clone())
+            }
+            Some(ImageState::Absent) | None => instance.map(|i| i.image_id.clone()).unwrap_or_default(),
+        };
+        let (state, ended) = self.state(container, &known, init);
+        let last = known.last_exit.as_ref().map(|exit| terminated(exit, false));
+        let ready =
+            if init { known.exit.as_ref().is_some_and(|e| e.code == 0) } else { self.ready(container) };
+        ContainerStatus {
+            name: container.name.clone(),
+            image: container.image.clone(),
+            image_id,
+            container_id: instance.map(|i| i.container_id.clone()),
+            ready,
+            started: Some(if init {
+                self.running(&container.name).is_some()
+            } else {
+                self.started(container)
+            }),
+            restart_count: i32::try_from(known.restart_count).unwrap_or(i32::MAX),
+            // While it waits to be started again, how it ended is its last state.
+            last_state: ended.or(last).map(|t| ContainerState { terminated: Some(t), ..Default::default() }),
+            state: Some(state),
+            ..Default::default()
+        }
+    }
+
+    /// The state, and how the last run ended if that is not the state itself.
+    fn state(
+        &self,
+        container: &ContainerSpec,
+        known: &ContainerHistory,
+        init: bool,
+    ) -> (ContainerState, Option<ContainerStateTerminated>) {
+        if let Some((_, started)) = self.running(&container.name) {
+            let running = ContainerStateRunning { started_at: Some(time(started)) };
+            return (ContainerState { running: Some(running), ..Default::default() }, None);
+        }
+        let stage = self.stage(container, init);
+        if let Some(exit) = &known.exit {
+            let ended = terminated(exit, known.lost);
+            let at_rest =
+                stage == Stage::Ended || self.spec.deletion.is_some() || known.backoff.delay.is_zero();
+            if at_rest || self.history.failed.is_some() {
+                return (ContainerState { terminated: Some(ended), ..Default::default() }, None);
+            }
+            return (self.waiting(container, known, init), Some(ended));
+        }
+        (self.waiting(container, known, init), None)
+    }
+
+    fn waiting(&self, container: &ContainerSpec, known: &ContainerHistory, init: bool) -> ContainerState {
+        let (reason, message) = self.why_waiting(container, known, init);
+        let waiting = ContainerStateWaiting { reason: Some(reason), message };
+        ContainerState { waiting: Some(waiting), ..Default::default() }
+    }
+
+    fn why_waiting(
+        &self,
+        container: &ContainerSpec,
+        known: &ContainerHistory,
+        init: bool,
+    ) -> (String, Option<String>) {
+        let image = &container.image;
+        if !self.present(image) {
+            if container.pull_policy == PullPolicy::Never {
+                let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+                return ("ErrImageNeverPull".into(), Some(message));
+            }
+            if let Some(failure) = self.seen.failures.get(&ActionKey::Image(image.clone())) {
+                let first = self.history.pulls.get(image).is_none_or(|b| b.delay <= super::BACKOFF_FIRST);
+                return match failure.reason {
+                    Reason::InvalidImageName => ("InvalidImageName".into(), Some(failure.message.clone())),
+                    _ if first => ("ErrImagePull".into(), Some(failure.message.clone())),
+                    _ => {
+                        let message = format!("Back-off pulling image \"{image}\": {}", failure.message);
+                        ("ImagePullBackOff".into(), Some(message))
+                    }
+                };
+            }
+        }
+        if let Some(failure) = &known.failed_start {
+            return (word(failure.reason).into(), Some(failure.message.clone()));
+        }
+        if known.exit.is_some() && !known.backoff.delay.is_zero() {
+            let seconds = known.backoff.delay.as_secs();
+            let delay = if seconds < 60 {
+                format!("{seconds}s")
+            } else {
+                format!("{}m{}s", seconds / 60, seconds % 60)
+            };
+            let crate::spec::PodSpec { name, namespace, uid, .. } = self.spec;
+            let message = format!(
+                "back-off {delay} restarting failed container={} pod={name}_{namespace}({})",
+                container.name, uid.0
+            );
+            return ("CrashLoopBackOff".into(), Some(message));
+        }
+        let blocked = !init && !self.init_done() && !self.spec.init_containers.is_empty();
+        (if blocked { "PodInitializing" } else { "ContainerCreating" }.into(), None)
+    }
+}
+
+fn terminated(exit: &Exit, lost: bool) -> ContainerStateTerminated {
+    let reason = match exit {
+        _ if lost => "ContainerStatusUnknown",
+        Exit { oom_killed: true, .. } => "OOMKilled",
+        Exit { code: 0, .. } => "Completed",
+        _ => "Error",
+    };
+    ContainerStateTerminated {
+        exit_code: exit.code,
+        signal: exit.signal,
+        reason: Some(reason.into()),
+        message: (!exit.message.is_empty()).then(|| exit.message.clone()),
+        started_at: exit.started.as_ref().map(time),
+        finished_at: Some(time(&exit.finished)),
+        ..Default::default()
+    }
+}
+
+fn time(stamp: &Stamp) -> Time {
+    Time(stamp.wall)
+}

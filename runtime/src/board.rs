@@ -1,0 +1,739 @@
+//! The runtime of one board, as the agent's engine sees it: an action in, facts or one clear error out.
+//!
+//! ```text
+//!            create_sandbox            start              signal, exits
+//!  Absent ───────────────────► Ready ─────────► Running ─────────────► Exited
+//!    ▲                           │ shim dies         remove_container │
+//!    └──── stop_sandbox ◄────────┴───────── Broken ◄──────────────────┘
+//! ```
+//! "Adopt, then reconcile": what exists is found again from the kernel and from RUN, never from memory. The file
+//! `RUN/pods/UID/ready` is written last, so a sandbox without it was never whole. Methods are safe to call again
+//! after any crash; the engine has at most one action per key in flight. Blocking work runs in the blocking pool.
+
+use crate::cgroup::{CgroupError, Hierarchy, Tree};
+use crate::container::{self, About, PrepareError, Surroundings};
+use crate::image::{Image, ImageConfig, ImageError, ImageStore};
+use crate::layout::{Layout, instance_name, parse_instance};
+use crate::names::HostNames;
+use crate::net::{HostPort, Network, NetworkConfig};
+use crate::process::PodFacts;
+use crate::shim_client::{self, ShimClient, ShimEvent, SpawnShim};
+use crate::{oci, sandbox, seccomp, volume};
+use coracle_pod::observed::{
+    BootId, Exit, ImageState, Instance, InstanceId, InstanceState, Now, Reason, Sandbox, Stamp,
+};
+use coracle_pod::spec::{ContainerSpec, PodSpec, PodUid, Seccomp};
+use coracle_shim::record::ExitReport;
+use coracle_shim::wire::{Phase, Run};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// What a board is given at start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Directories.
+    pub layout: Layout,
+    /// Names the cgroup tree.
+    pub name: String,
+    /// The node's name.
+    pub node_name: String,
+    /// `coracle-shim`.
+    pub shim: PathBuf,
+    /// `pids.max` of a pod and of each container.
+    pub pids_max: u64,
+    /// Pods at most.
+    pub pods_max: usize,
+    /// Bytes of a log file before it is rotated.
+    pub log_bytes_max: u64,
+    /// Log files per container.
+    pub log_files_max: u32,
+    /// Cluster DNS servers.
+    pub cluster_dns: Vec<IpAddr>,
+    /// `cluster.local`.
+    pub cluster_domain: String,
+    /// The pods' network.
+    pub network: NetworkConfig,
+    /// Images and registries.
+    pub images: ImageConfig,
+}
+
+/// An action that failed, in the kubelet's words.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ActionError {
+    /// The kubelet's reason.
+    pub reason: Reason,
+    /// One line.
+    pub message: String,
+}
+
+impl From<PrepareError> for ActionError {
+    fn from(error: PrepareError) -> ActionError {
+        ActionError { reason: error.reason, message: error.message }
+    }
+}
+
+fn because<E: Display>(reason: Reason) -> impl Fn(E) -> ActionError {
+    move |error| ActionError { reason, message: error.to_string() }
+}
+
+/// A board that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No cgroups for pods.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// No network for pods.
+    #[error(transparent)]
+    Network(#[from] crate::net::NetError),
+    /// No image store.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A directory or a file of its own.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Mounts of the run directory.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::SandboxError),
+}
+
+/// What is found of a pod.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The sandbox as it is.
+    pub sandbox: Sandbox,
+    /// Every instance that the shim or a record knows.
+    pub instances: BTreeMap<InstanceId, Instance>,
+    /// Anything of it on the board.
+    pub residue: bool,
+    /// Its shim, if that answers.
+    pub shim: Option<(ShimClient, mpsc::Receiver<ShimEvent>)>,
+}
+
+/// `RUN/pods/UID/ready`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ready {
+    ips: Vec<IpAddr>,
+    since: Stamp,
+}
+
+/// The runtime of one board.
+#[derive(Debug)]
+pub struct Board {
+    settings: Settings,
+    tree: Tree,
+    network: Network,
+    images: Arc<ImageStore>,
+    boot: BootId,
+    capabilities: u64,
+    memory_bytes_total: u64,
+    /// The lowest `oom_score_adj` that this process may give.
+    oom_score_floor: i32,
+}
+
+impl Board {
+    /// Opens everything that pods need. Blocking; idempotent; the reverse is [`Board::close`].
+    pub fn open(settings: Settings) -> Result<Board, OpenError> {
+        let layout = &settings.layout;
+        for dir in [
+            layout.data.join("pods"),
+            layout.data.join("logs"),
+            layout.run.join("pods"),
+            layout.run.join("rt"),
+        ] {
+            fs::create_dir_all(&dir).map_err(|source| OpenError::Io { path: dir, source })?;
+        }
+        hold_helper(layout)?;
+        let status = read("/proc/self/status")?;
+        let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+        let capabilities = field("CapBnd:").and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
+        let memory = read("/proc/meminfo")?;
+        let memory = memory
+            .lines()
+            .find_map(|l| l.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse::<u64>().ok());
+        let score = read("/proc/self/oom_score_adj")?.trim().parse().unwrap_or(0);
+        let may_lower = capabilities >> CAP_SYS_RESOURCE & 1 == 1;
+        Ok(Board {
+            tree: Tree::open(&settings.name)?,
+            network: Network::open(settings.network.clone())?,
+            images: Arc::new(ImageStore::open(settings.images.clone())?),
+            boot: BootId(read("/proc/sys/kernel/random/boot_id")?.trim().into()),
+            capabilities,
+            memory_bytes_total: memory.unwrap_or(0) * 1024,
+            oom_score_floor: if may_lower { -1000 } else { score },
+            settings,
+        })
+    }
+
+    /// Undoes [`Board::open`] once no pod is left: bridge, rules, cgroups, the held helper. Blocking; idempotent.
+    pub fn close(&self) -> Result<(), OpenError> {
+        self.network.teardown()?;
+        self.tree.remove()?;
+        sandbox::unmount_below(&self.settings.layout.run)?;
+        Ok(())
+    }
+
+    /// As given at start.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The images.
+    pub fn images(&self) -> &Arc<ImageStore> {
+        &self.images
+    }
+
+    /// The cgroups.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// The clocks.
+    pub fn now(&self) -> Now {
+        Now { monotonic: boottime(), boot: self.boot.clone(), wall: jiff::Timestamp::now() }
+    }
+
+    /// This moment.
+    pub fn stamp(&self) -> Stamp {
+        let now = self.now();
+        Stamp { boot: now.boot, monotonic: now.monotonic, wall: now.wall }
+    }
+
+    fn stamp_of(&self, stamp: &coracle_shim::clock::Stamp, boot: &str) -> Stamp {
+        let nanoseconds = i32::try_from(stamp.wall_nanoseconds).unwrap_or(0);
+        let wall =
+            jiff::Timestamp::new(stamp.wall_seconds, nanoseconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        Stamp { boot: BootId(boot.into()), monotonic: stamp.boottime, wall }
+    }
+
+    /// An exit report as the core sees it.
+    pub fn exit(&self, report: &ExitReport) -> Exit {
+        Exit {
+            code: report.code,
+            signal: report.signal,
+            oom_killed: report.oom_killed,
+            started: Some(self.stamp_of(&report.started, &report.boot_id)),
+            finished: self.stamp_of(&report.finished, &report.boot_id),
+            message: report.message.clone(),
+        }
+    }
+
+    /// What is known of an instance; its id is known even when nothing else is.
+    pub fn about(&self, uid: &PodUid, instance: &InstanceId) -> About {
+        container::about(&self.settings.layout, uid, instance).unwrap_or_else(|| About {
+            container_id: container::container_id(uid, instance),
+            image_id: String::new(),
+        })
+    }
+
+    // ---- images ----
+
+    /// Whether an image is here. Blocking, briefly.
+    pub fn image_state(&self, reference: &str) -> ImageState {
+        match self.images.resolve(reference) {
+            Ok(Some(image)) => state_of(&image),
+            Ok(None) => ImageState::Absent,
+            Err(error) => {
+                tracing::debug!(reference, %error, "image not resolved");
+                ImageState::Absent
+            }
+        }
+    }
+
+    /// Pulls an image, resuming what an earlier attempt left.
+    pub async fn pull(&self, reference: &str) -> Result<ImageState, ActionError> {
+        let pulled = self.images.pull(reference, &[], |_| {}).await;
+        let image = pulled.map_err(|e| ActionError { reason: e.reason(), message: e.to_string() })?;
+        Ok(state_of(&image))
+    }
+
+    // ---- sandbox ----
+
+    /// Cgroup, namespaces, network, volumes, names and shim. A failure leaves nothing behind.
+    pub async fn create_sandbox(
+        self: &Arc<Board>,
+        pod: &Arc<PodSpec>,
+    ) -> Result<(Vec<IpAddr>, ShimClient, mpsc::Receiver<ShimEvent>), ActionError> {
+        match self.make_sandbox(pod).await {
+            Ok(made) => Ok(made),
+            Err(error) => match self.stop_sandbox(pod).await {
+                Ok(()) => Err(error),
+                Err(second) => Err(ActionError {
+                    reason: error.reason,
+                    message: format!("{error}; and cleaning up failed too: {second}"),
+                }),
+            },
+        }
+    }
+
+    async fn make_sandbox(
+        self: &Arc<Board>,
+        pod: &Arc<PodSpec>,
+    ) -> Result<(Vec<IpAddr>, ShimClient, mpsc::Receiver<ShimEvent>), ActionError> {
+        let failed = Reason::FailedCreatePodSandBox;
+        let (board, spec) = (self.clone(), pod.clone());
+        blocking(move || board.tree.create_pod(&spec, board.settings.pids_max))
+            .await
+            .map_err(because(failed))?;
+        let (board, spec) = (self.clone(), pod.clone());
+        let (ips, shim) = tokio::join!(blocking(move || board.make_namespaces(&spec)), self.spawn_shim(pod));
+        let ips = ips?;
+        let (client, events) = shim.map_err(because(failed))?;
+        let layout = &self.settings.layout;
+        if pod.share_process_namespace {
+            let file = layout.pod_run(&pod.uid).join("pid");
+            shim_client::pause(&self.settings.shim, &file, &self.tree.shim_procs(&pod.uid))
+                .await
+                .map_err(because(failed))?;
+        }
+        let ready = Ready { ips: ips.clone(), since: self.stamp() };
+        let file = layout.pod_run(&pod.uid).join("ready");
+        let text = serde_json::to_vec(&ready).expect("addresses and times serialize");
+        fs::write(&file, text).map_err(because(failed))?;
+        Ok((ips, client, events))
+    }
+
+    fn make_namespaces(&self, pod: &PodSpec) -> Result<Vec<IpAddr>, ActionError> {
+        let layout = &self.settings.layout;
+        let failed = Reason::FailedCreatePodSandBox;
+        volume::set_up(layout, pod).map_err(because(Reason::FailedMount))?;
+        sandbox::create(layout, pod).map_err(because(failed))?;
+        let ips = match sandbox::namespace(layout, pod, "net") {
+            Some(netns) => {
+                self.network.attach(&pod.uid, &netns, &host_ports(pod)).map_err(because(failed))?
+            }
+            None => Vec::new(),
+        };
+        sandbox::write_names(layout, pod, &ips, &self.host_names()).map_err(because(failed))?;
+        Ok(ips)
+    }
+
+    async fn spawn_shim(
+        &self,
+        pod: &PodSpec,
+    ) -> Result<(ShimClient, mpsc::Receiver<ShimEvent>), shim_client::ShimError> {
+        let layout = &self.settings.layout;
+        shim_client::spawn(SpawnShim {
+            binary: &self.settings.shim,
+            run: &layout.pod_run(&pod.uid),
+            data: &layout.pod_data(&pod.uid),
+            logs: &layout.logs_of(pod),
+            helper: &layout.helper(),
+            log_max_bytes: self.settings.log_bytes_max,
+            log_max_files: self.settings.log_files_max,
+            cgroup_procs: &self.tree.shim_procs(&pod.uid),
+        })
+        .await?;
+        ShimClient::connect(&layout.shim_socket(&pod.uid)).await
+    }
+
+    /// The board's own name files, read anew each time: they change with the network that it is on.
+    fn host_names(&self) -> HostNames {
+        /// systemd-resolved's list of real servers; its stub at 127.0.0.53 is out of a pod's reach.
+        const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+        // A board without these files has no names to pass on.
+        let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let resolv_conf = text("/etc/resolv.conf");
+        let stub = resolv_conf.contains("nameserver 127.0.0.53");
+        HostNames {
+            hosts: text("/etc/hosts"),
+            resolv_conf: if stub { text(RESOLVED) } else { resolv_conf },
+            cluster_dns: self.settings.cluster_dns.clone(),
+            cluster_domain: self.settings.cluster_domain.clone(),
+        }
+    }
+
+    /// Kills what lives and undoes [`Board::create_sandbox`]; volumes, writable layers and logs stay. Idempotent.
+    pub async fn stop_sandbox(self: &Arc<Board>, pod: &Arc<PodSpec>) -> Result<(), ActionError> {
+        let (board, uid) = (self.clone(), pod.uid.clone());
+        blocking(move || board.undo_sandbox(&uid)).await.map_err(because(Reason::FailedKillPod))
+    }
+
+    fn undo_sandbox(&self, uid: &PodUid) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let layout = &self.settings.layout;
+        // First of all, so that a crash in the middle is seen as a sandbox that is not whole.
+        match fs::remove_file(layout.pod_run(uid).join("ready")) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
+        self.tree.kill_pod(uid)?;
+        self.network.detach(uid)?;
+        sandbox::remove(layout, uid)?;
+        self.tree.remove_pod(uid)?;
+        Ok(())
+    }
+
+    /// Removes all that is left of a pod: volumes, writable layers, exit records, logs. Idempotent.
+    pub async fn remove_pod(self: &Arc<Board>, uid: &PodUid) -> Result<(), ActionError> {
+        let (board, uid) = (self.clone(), uid.clone());
+        blocking(move || {
+            volume::remove_all(&board.settings.layout, &uid).map_err(because(Reason::FailedKillPod))?;
+            let layout = &board.settings.layout;
+            let mut dirs = vec![layout.pod_data(&uid)];
+            let logs = layout.data.join("logs");
+            dirs.extend(
+                names_in(&logs)
+                    .into_iter()
+                    .filter(|n| n.ends_with(&format!("_{}", uid.0)))
+                    .map(|n| logs.join(n)),
+            );
+            dirs.iter().try_for_each(|dir| sandbox::remove_dir(dir)).map_err(because(Reason::FailedKillPod))
+        })
+        .await
+    }
+
+    /// Everything of a pod that nobody knows. Idempotent.
+    pub async fn erase(self: &Arc<Board>, uid: &PodUid) -> Result<(), ActionError> {
+        let (board, unknown) = (self.clone(), uid.clone());
+        blocking(move || board.undo_sandbox(&unknown)).await.map_err(because(Reason::FailedKillPod))?;
+        self.remove_pod(uid).await
+    }
+
+    /// Frees addresses, links and rules of pods that are not `known`.
+    pub async fn reconcile_network(self: &Arc<Board>, known: &BTreeSet<PodUid>) -> Result<(), ActionError> {
+        let (board, known) = (self.clone(), known.clone());
+        blocking(move || board.network.reconcile(&known))
+            .await
+            .map_err(because(Reason::FailedCreatePodSandBox))
+    }
+
+    /// Pods of which anything lies on the board.
+    pub fn residues(&self) -> BTreeSet<PodUid> {
+        let layout = &self.settings.layout;
+        let mut found = self.tree.pods();
+        for dir in [layout.data.join("pods"), layout.run.join("pods")] {
+            found.extend(names_in(&dir).into_iter().map(PodUid));
+        }
+        let logs = names_in(&layout.data.join("logs"));
+        found.extend(logs.iter().filter_map(|name| name.rsplit_once('_')).map(|(_, uid)| PodUid(uid.into())));
+        found
+    }
+
+    /// Finds again what exists of a pod: its sandbox, its shim, its instances. Changes nothing.
+    pub async fn adopt(&self, pod: &PodSpec) -> Adopted {
+        let layout = &self.settings.layout;
+        let uid = &pod.uid;
+        let residue = self.residues().contains(uid);
+        let mut instances = self.recorded_exits(uid);
+        let run = layout.pod_run(uid);
+        let ready: Option<Ready> =
+            fs::read(run.join("ready")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let broken = |why: String| Sandbox::Broken { why };
+        let Some(ready) = ready else {
+            let half = run.exists() || !self.tree.is_clear_of(uid);
+            let sandbox = if half { broken("the sandbox is not whole".into()) } else { Sandbox::Absent };
+            return Adopted { sandbox, instances, residue, shim: None };
+        };
+        let (client, events) = match ShimClient::connect(&layout.shim_socket(uid)).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                let sandbox = broken(format!("the pod's shim does not answer: {error}"));
+                return Adopted { sandbox, instances, residue, shim: None };
+            }
+        };
+        match client.state().await {
+            Ok(states) => {
+                for status in states {
+                    let Some(id) = parse_instance(&status.instance) else { continue };
+                    let state = match &status.phase {
+                        Phase::Starting => InstanceState::Created,
+                        Phase::Running(run) => {
+                            InstanceState::Running { started: self.stamp_of(&run.started, &self.boot.0) }
+                        }
+                        Phase::Exited { report, .. } => InstanceState::Exited(self.exit(report)),
+                    };
+                    let About { container_id, image_id } = self.about(uid, &id);
+                    instances.insert(id, Instance { state, container_id, image_id });
+                }
+                let sandbox = Sandbox::Ready { ips: ready.ips, since: ready.since };
+                Adopted { sandbox, instances, residue, shim: Some((client, events)) }
+            }
+            Err(error) => {
+                let sandbox = broken(format!("the pod's shim does not tell its state: {error}"));
+                Adopted { sandbox, instances, residue, shim: None }
+            }
+        }
+    }
+
+    /// What the shims of a pod, dead ones too, have written down.
+    fn recorded_exits(&self, uid: &PodUid) -> BTreeMap<InstanceId, Instance> {
+        let dir = self.settings.layout.pod_data(uid).join("exits");
+        let mut found = BTreeMap::new();
+        for id in names_in(&dir).iter().filter_map(|name| parse_instance(name)) {
+            match ExitReport::read(&self.settings.layout.exit_record(uid, &id)) {
+                Ok(Some(report)) => {
+                    let About { container_id, image_id } = self.about(uid, &id);
+                    let state = InstanceState::Exited(self.exit(&report));
+                    found.insert(id, Instance { state, container_id, image_id });
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(uid = uid.0, instance = instance_name(&id), %error, "exit record left out")
+                }
+            }
+        }
+        found
+    }
+
+    // ---- containers ----
+
+    /// Prepares and starts one instance. A failure leaves nothing of it behind.
+    pub async fn start(
+        self: &Arc<Board>,
+        pod: &Arc<PodSpec>,
+        container: &ContainerSpec,
+        instance: &InstanceId,
+        shim: &ShimClient,
+        ips: &[IpAddr],
+    ) -> Result<(Stamp, About), ActionError> {
+        let (board, spec, wanted) = (self.clone(), pod.clone(), container.clone());
+        let (id, ips) = (instance.clone(), ips.to_vec());
+        let prepared = blocking(move || board.prepare(&spec, &wanted, &id, ips)).await;
+        let started = match prepared {
+            Ok(about) => {
+                let layout = &self.settings.layout;
+                let run = Run {
+                    instance: instance_name(instance),
+                    bundle: layout.bundle(&pod.uid, instance),
+                    tty: container.tty,
+                    stdin: container.stdin,
+                    oom_events: Some(self.tree.oom_file(&pod.uid, pod.qos, instance)),
+                    termination_log: Some(layout.writable(&pod.uid, instance).join("termination-log")),
+                };
+                shim.run(run)
+                    .await
+                    .map(|s| (self.stamp_of(&s.started, &self.boot.0), about))
+                    .map_err(because(Reason::RunContainerError))
+            }
+            Err(error) => Err(error),
+        };
+        match started {
+            Ok(started) => Ok(started),
+            Err(error) => match self.remove_container(pod, instance, false, Some(shim)).await {
+                Ok(()) => Err(error),
+                Err(second) => Err(ActionError {
+                    reason: error.reason,
+                    message: format!("{error}; and cleaning up failed too: {second}"),
+                }),
+            },
+        }
+    }
+
+    fn prepare(
+        &self,
+        pod: &PodSpec,
+        container: &ContainerSpec,
+        instance: &InstanceId,
+        pod_ips: Vec<IpAddr>,
+    ) -> Result<About, ActionError> {
+        let image = self.images.resolve(&container.image).map_err(because(Reason::CreateContainerError))?;
+        let image = image.ok_or_else(|| ActionError {
+            reason: Reason::CreateContainerError,
+            message: format!("image {:?} is not on this board any more", container.image),
+        })?;
+        let filter = self.filter(container)?;
+        let facts = PodFacts { node_name: self.settings.node_name.clone(), host_ip: None, pod_ips };
+        let score =
+            container::oom_score_adj(pod, container, self.memory_bytes_total).max(self.oom_score_floor);
+        let about = container::prepare(
+            pod,
+            container,
+            instance,
+            &Surroundings {
+                layout: &self.settings.layout,
+                image: &image,
+                facts: &facts,
+                cgroup_path: self.tree.instance_path(&pod.uid, pod.qos, instance),
+                available_capabilities: self.capabilities,
+                oom_score_adj: Some(score),
+                pids_max: self.settings.pids_max,
+                cgroup2: matches!(self.tree.hierarchy(), Hierarchy::V2 { .. }),
+                filter: filter.as_deref(),
+            },
+        )?;
+        Ok(about)
+    }
+
+    /// The compiled filter of a container, compiled now if this boot has not seen its like. Blocking.
+    fn filter(&self, container: &ContainerSpec) -> Result<Option<PathBuf>, ActionError> {
+        let config_error = because::<String>(Reason::CreateContainerConfigError);
+        let capabilities = oci::capability_mask(&oci::capabilities(container, self.capabilities));
+        let layout = &self.settings.layout;
+        let (profile, digest) = match &container.security.seccomp {
+            Seccomp::Unconfined => return Ok(None),
+            Seccomp::RuntimeDefault => (format!("default:{capabilities:x}").into(), String::new()),
+            Seccomp::Localhost(name) => {
+                let path = layout.data.join("seccomp").join(name);
+                let bytes = fs::read(&path)
+                    .map_err(|e| config_error(format!("seccomp profile {}: {e}", path.display())))?;
+                let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+                (path.into_os_string(), digest)
+            }
+        };
+        let Some(name) = seccomp::cache_name(&container.security.seccomp, capabilities, &digest) else {
+            return Ok(None);
+        };
+        let file = layout.run.join("rt").join(name);
+        if !file.exists() {
+            compile(&layout.helper(), &profile, &file).map_err(config_error)?;
+        }
+        Ok(Some(file))
+    }
+
+    /// Sends a signal to an instance's init; SIGKILL goes to its whole cgroup. A no-op once it is gone.
+    pub async fn signal(
+        self: &Arc<Board>,
+        pod: &Arc<PodSpec>,
+        instance: &InstanceId,
+        signal: i32,
+        shim: Option<&ShimClient>,
+    ) -> Result<(), ActionError> {
+        if signal == libc::SIGKILL {
+            let (board, spec, id) = (self.clone(), pod.clone(), instance.clone());
+            let kill = move || board.tree.kill_instance(&spec.uid, spec.qos, &id);
+            return blocking(kill).await.map_err(because(Reason::FailedKillPod));
+        }
+        match shim {
+            Some(shim) => match shim.signal(&instance_name(instance), signal).await {
+                Err(error) if !error.is_not_found() => Err(because(Reason::FailedKillPod)(error)),
+                _ => Ok(()),
+            },
+            None => Ok(()),
+        }
+    }
+
+    /// Frees an instance that has ended: root, bundle, state, cgroups, record; with `log` its log too. Idempotent.
+    pub async fn remove_container(
+        self: &Arc<Board>,
+        pod: &Arc<PodSpec>,
+        instance: &InstanceId,
+        log: bool,
+        shim: Option<&ShimClient>,
+    ) -> Result<(), ActionError> {
+        let (board, spec, id) = (self.clone(), pod.clone(), instance.clone());
+        blocking(move || board.undo_container(&spec, &id, log))
+            .await
+            .map_err(because(Reason::FailedKillPod))?;
+        if let Some(shim) = shim {
+            match shim.forget(&instance_name(instance)).await {
+                Err(error) if !error.is_not_found() => return Err(because(Reason::FailedKillPod)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn undo_container(
+        &self,
+        pod: &PodSpec,
+        instance: &InstanceId,
+        log: bool,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let layout = &self.settings.layout;
+        self.tree.kill_instance(&pod.uid, pod.qos, instance)?;
+        container::remove(layout, &pod.uid, instance)?;
+        self.tree.remove_instance(&pod.uid, pod.qos, instance)?;
+        remove_file(&layout.exit_record(&pod.uid, instance))?;
+        if log {
+            let dir = layout.logs_of(pod).join(&instance.container);
+            let current = format!("{}.log", instance.attempt);
+            for name in
+                names_in(&dir).into_iter().filter(|n| *n == current || n.starts_with(&format!("{current}.")))
+            {
+                remove_file(&dir.join(name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const CAP_SYS_RESOURCE: u32 = 24;
+
+/// Runs `work` in the blocking pool.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("blocking work does not panic")
+}
+
+fn state_of(image: &Image) -> ImageState {
+    let user = image.config.config().as_ref().and_then(|c| c.user().clone()).unwrap_or_default();
+    ImageState::Present { id: image.id.clone(), repo_digest: image.repo_digest.clone(), user }
+}
+
+fn host_ports(pod: &PodSpec) -> Vec<HostPort> {
+    let ports = pod.containers.iter().flat_map(|c| &c.ports);
+    let mapped = ports.filter_map(|p| {
+        Some(HostPort {
+            protocol: p.protocol,
+            host_ip: p.host_ip,
+            host_port: p.host_port?,
+            container_port: p.container_port,
+        })
+    });
+    mapped.collect()
+}
+
+fn boottime() -> Duration {
+    coracle_shim::clock::Stamp::now().boottime
+}
+
+fn read(path: &str) -> Result<String, OpenError> {
+    fs::read_to_string(path).map_err(|source| OpenError::Io { path: path.into(), source })
+}
+
+/// Names in a directory; none when it is not there. Unreadable names are none of ours.
+fn names_in(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.filter_map(Result::ok).filter_map(|e| e.file_name().into_string().ok()).collect()
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Binds this very binary read-only at `RUN/rt/coracle`: helpers are started from there, so that a container which
+/// gets at `/proc/PID/exe` of one cannot overwrite the agent (CVE-2019-5736), and an upgrade of the file on disk
+/// does not change what running shims call. Idempotent.
+fn hold_helper(layout: &Layout) -> Result<(), OpenError> {
+    use nix::mount::{MsFlags, mount};
+    let path = layout.helper();
+    let failed = |source: io::Error| OpenError::Io { path: path.clone(), source };
+    sandbox::unmount_below(&path)?;
+    fs::File::create(&path).map_err(failed)?;
+    let bound =
+        mount(Some("/proc/self/exe"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).and_then(|()| {
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+            mount(None::<&str>, &path, None::<&str>, flags, None::<&str>)
+        });
+    bound.map_err(|e| failed(e.into()))
+}
+
+fn compile(helper: &Path, profile: &std::ffi::OsStr, out: &Path) -> Result<(), String> {
+    // The helper and not this process: libseccomp's memory would stay with the agent.
+    let run = std::process::Command::new(helper)
+        .args(["rt".as_ref(), "seccomp".as_ref(), profile, out.as_os_str()])
+        .output()
+        .map_err(|e| format!("start {}: {e}", helper.display()))?;
+    if run.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&run.stderr);
+    Err(text.trim().trim_start_matches("err ").to_string())
+}

@@ -1,0 +1,164 @@
+//! One run of a probe: exec, HTTP GET or TCP connect, with the kubelet's verdicts and wording.
+
+use crate::board::Board;
+use crate::shim_client::ShimClient;
+use coracle_pod::observed::{InstanceId, ProbeKind};
+use coracle_pod::spec::{ContainerSpec, PodSpec, Probe, ProbeAction};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Bytes of an answer that are read: enough for a status line and some headers.
+const ANSWER_BYTES_MAX: u64 = 10 * 1024;
+
+/// What is probed.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// The pod.
+    pub pod: &'a PodSpec,
+    /// The container.
+    pub container: &'a ContainerSpec,
+    /// Its running instance.
+    pub instance: &'a InstanceId,
+    /// The pod's addresses.
+    pub ips: &'a [IpAddr],
+}
+
+/// Runs the probe once, within its own timeout: the verdict, and a message for the event when it failed.
+pub async fn run(
+    board: &Arc<Board>,
+    target: &Target<'_>,
+    kind: ProbeKind,
+    shim: &ShimClient,
+) -> (bool, String) {
+    let container = target.container;
+    let probe = match kind {
+        ProbeKind::Startup => &container.startup,
+        ProbeKind::Readiness => &container.readiness,
+        ProbeKind::Liveness => &container.liveness,
+    };
+    let Some(probe) = probe else { return (true, String::new()) };
+    let verdict = match &probe.action {
+        ProbeAction::Exec { command } => exec(board, target, command, probe.timeout, shim).await,
+        ProbeAction::TcpSocket { host, port } => {
+            within(probe, connect(host.as_deref(), *port, target.ips)).await.map(|_| ())
+        }
+        ProbeAction::HttpGet { https: false, host, port, path, headers } => {
+            let request = http(host.as_deref(), *port, path, headers, target.ips);
+            within(probe, request).await.map_err(|e| {
+                if e.contains("statuscode") { e } else { format!("Get \"http://:{port}{path}\": {e}") }
+            })
+        }
+        ProbeAction::HttpGet { https: true, .. } => {
+            Err("HTTPS probes are not supported yet; use scheme HTTP or tcpSocket".into())
+        }
+    };
+    match verdict {
+        Ok(()) => (true, String::new()),
+        Err(message) => (false, message),
+    }
+}
+
+async fn within<T>(probe: &Probe, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    match tokio::time::timeout(probe.timeout, work).await {
+        Ok(result) => result,
+        Err(_) => Err("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".into()),
+    }
+}
+
+async fn connect(host: Option<&str>, port: u16, ips: &[IpAddr]) -> Result<TcpStream, String> {
+    let own = ips.first().map_or_else(|| "127.0.0.1".into(), ToString::to_string);
+    let host = host.map_or(own, String::from);
+    TcpStream::connect((host.as_str(), port))
+        .await
+        .map_err(|e| format!("dial tcp {host}:{port}: connect: {e}"))
+}
+
+/// A bare HTTP/1.1 GET: the kubelet reads no more than the status either.
+async fn http(
+    host: Option<&str>,
+    port: u16,
+    path: &str,
+    headers: &[(String, String)],
+    ips: &[IpAddr],
+) -> Result<(), String> {
+    let mut stream = connect(host, port, ips).await?;
+    let given = |name: &str| headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
+    let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
+    if !given("host") {
+        let own = ips.first().map_or_else(|| "localhost".into(), ToString::to_string);
+        request += &format!("Host: {}:{port}\r\n", host.map_or(own, String::from));
+    }
+    if !given("user-agent") {
+        request += "User-Agent: kube-probe/1.35\r\n";
+    }
+    if !given("accept") {
+        request += "Accept: */*\r\n";
+    }
+    for (key, value) in headers {
+        request += &format!("{key}: {value}\r\n");
+    }
+    request += "\r\n";
+    stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
+    let mut answer = Vec::new();
+    let mut reader = stream.take(ANSWER_BYTES_MAX);
+    let mut buffer = [0; 1024];
+    while !answer.contains(&b'\n') {
+        match reader.read(&mut buffer).await.map_err(|e| e.to_string())? {
+            0 => break,
+            n => answer.extend_from_slice(&buffer[..n]),
+        }
+    }
+    match status(&answer) {
+        Some(code) if (200..400).contains(&code) => Ok(()),
+        Some(code) => Err(format!("HTTP probe failed with statuscode: {code}")),
+        None => Err("malformed HTTP response".into()),
+    }
+}
+
+/// The code of an HTTP/1 status line.
+fn status(answer: &[u8]) -> Option<u16> {
+    let line = answer.split(|b| *b == b'\n').next()?;
+    let line = std::str::from_utf8(line).ok()?;
+    line.strip_prefix("HTTP/1.")?
+        .split(' ')
+        .nth(1)?
+        .trim()
+        .parse()
+        .ok()
+        .filter(|code| (100..600).contains(code))
+}
+
+async fn exec(
+    board: &Arc<Board>,
+    target: &Target<'_>,
+    command: &[String],
+    timeout: Duration,
+    shim: &ShimClient,
+) -> Result<(), String> {
+    let output = crate::exec::output(board, target.pod, target.instance, command, shim, timeout).await?;
+    match output.code {
+        Some(0) => Ok(()),
+        Some(_) => Err(output.text),
+        None => Err(format!("command timed out: {command:?} timed out after {}s", timeout.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::status;
+
+    #[test]
+    fn status_lines_are_read_with_care() {
+        let check = |text: &str, expected| assert_eq!(status(text.as_bytes()), expected, "{text:?}");
+        check("HTTP/1.1 200 OK\r\n", Some(200));
+        check("HTTP/1.0 503 \r\n", Some(503));
+        check("HTTP/1.1 301\r\n", Some(301));
+        check("HTTP/2 200\r\n", None);
+        check("HTTP/1.1 99999\r\n", None);
+        check("SSH-2.0-x\r\n", None);
+        check("", None);
+    }
+}
