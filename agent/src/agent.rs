@@ -111,6 +111,7 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
     let settings = settings(layout.clone(), &config)?;
     let node_name = settings.node_name.clone();
     let board = Arc::new(Board::open(settings)?);
+    preload(layout.data.join("preload"), &board).await;
     let events = Events::new(node_name);
     let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events).await?;
     // Listening before the manifests are read: a change in between is an event and not lost.
@@ -124,7 +125,6 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
     let context = Context { board: board.clone(), engine: inbox.clone(), started: std::time::Instant::now() };
     tokio::spawn(node_api::serve(listener, context.clone()));
     tokio::spawn(directory.watch(inbox));
-    tokio::spawn(preload(layout.data.join("preload"), context.clone()));
     tokio::spawn(collect(context));
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     info!(root = %layout.data.display(), version = env!("CARGO_PKG_VERSION"), "agent is ready");
@@ -142,20 +142,15 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
     }
 }
 
-/// Imports the preload directory once at start.
-async fn preload(dir: PathBuf, context: Context) {
-    let store = context.board.images().clone();
+/// Imports what is new in the preload directory, before any pod asks for it.
+async fn preload(dir: PathBuf, board: &Arc<Board>) {
+    let store = board.images().clone();
     let results = tokio::task::spawn_blocking(move || store.preload(&dir)).await.unwrap_or_default();
-    let mut changed = false;
     for (path, result) in results {
         match result {
             Ok(names) => info!(path = %path.display(), images = names.join(", "), "preloaded"),
             Err(error) => warn!(path = %path.display(), %error, "not preloaded"),
         }
-        changed = true;
-    }
-    if changed && context.send(Request::ImagesChanged).await.is_err() {
-        tracing::debug!("the engine ended during preloading");
     }
 }
 

@@ -34,6 +34,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -144,6 +145,8 @@ pub struct Board {
     memory_bytes_total: u64,
     /// The lowest `oom_score_adj` that this process may give.
     oom_score_floor: i32,
+    /// Microseconds that the last container's start took; 0 before the first.
+    last_start_microseconds: AtomicU64,
 }
 
 impl Board {
@@ -176,6 +179,7 @@ impl Board {
             capabilities,
             memory_bytes_total: memory.unwrap_or(0) * 1024,
             oom_score_floor: if may_lower { -1000 } else { score },
+            last_start_microseconds: AtomicU64::new(0),
             settings,
         })
     }
@@ -239,6 +243,11 @@ impl Board {
             container_id: container::container_id(uid, instance),
             image_id: String::new(),
         })
+    }
+
+    /// How long the last container took from order to running program: preparation, shim and helper.
+    pub fn last_start(&self) -> Duration {
+        Duration::from_micros(self.last_start_microseconds.load(Ordering::Relaxed))
     }
 
     // ---- images ----
@@ -503,6 +512,7 @@ impl Board {
     ) -> Result<(Stamp, About), ActionError> {
         let (board, spec, wanted) = (self.clone(), pod.clone(), container.clone());
         let (id, ips) = (instance.clone(), ips.to_vec());
+        let begun = std::time::Instant::now();
         let prepared = blocking(move || board.prepare(&spec, &wanted, &id, ips)).await;
         let started = match prepared {
             Ok(about) => {
@@ -523,7 +533,11 @@ impl Board {
             Err(error) => Err(error),
         };
         match started {
-            Ok(started) => Ok(started),
+            Ok(started) => {
+                let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.last_start_microseconds.store(took, Ordering::Relaxed);
+                Ok(started)
+            }
             Err(error) => match self.remove_container(pod, instance, false, Some(shim)).await {
                 Ok(()) => Err(error),
                 Err(second) => Err(ActionError {

@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn the_default_profile_compiles_to_a_program_and_keys_differ_only_by_deciding_capabilities() {
         let program = compile(&runtime_default(0)).expect("compiles");
-        assert!(program.len() > 100 * 8 && program.len() % 8 == 0, "{} bytes", program.len());
+        assert!(program.len() > 100 * 8 && program.len().is_multiple_of(8), "{} bytes", program.len());
         let key = |c| cache_name(&Seccomp::RuntimeDefault, c, "");
         assert_eq!(key(0), key(1), "CAP_CHOWN decides nothing");
         assert_ne!(key(0), key(1 << calls::CAP_SYS_ADMIN));

@@ -37,7 +37,7 @@ pub(crate) fn install_filter(program: &[u8]) -> io::Result<()> {
             k: u32::from_ne_bytes([c[4], c[5], c[6], c[7]]),
         })
         .collect();
-    let whole = program.len() % INSTRUCTION_BYTES == 0 && !instructions.is_empty();
+    let whole = program.len().is_multiple_of(INSTRUCTION_BYTES) && !instructions.is_empty();
     let Some(len) = u16::try_from(instructions.len()).ok().filter(|_| whole) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a seccomp program"));
     };

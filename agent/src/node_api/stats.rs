@@ -41,6 +41,12 @@ pub(super) async fn metrics(context: &Context) -> Result<Response, Refusal> {
     }
     gauge("pod_cpu_usage_seconds_total", "Cumulative cpu time consumed by the pod in core-seconds", &cpu);
     gauge("pod_memory_working_set_bytes", "Current working set of the pod in bytes", &memory);
+    let last = context.board.last_start().as_secs_f64();
+    gauge(
+        "coracle_container_start_seconds",
+        "From order to running program, of the last container started",
+        &[("{quantile=\"last\"}".into(), last)],
+    );
     let up = context.started.elapsed().as_secs_f64();
     gauge("coracle_agent_uptime_seconds", "Seconds since the agent started", &[(String::new(), up)]);
     Ok(text(out))

@@ -1,0 +1,35 @@
+//! The harness's unsafe corner.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// Makes the child start in a network namespace of its own, with its loopback up.
+pub(crate) fn own_network(command: &mut Command) {
+    let enter = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        loopback_up()
+    };
+    // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock.
+    unsafe { command.pre_exec(enter) };
+}
+
+/// netdevice(7): SIOCSIFFLAGS on `lo`.
+fn loopback_up() -> io::Result<()> {
+    // SAFETY: all zeroes is a valid `ifreq`; the socket is closed before the function ends.
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+        let answer = libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request);
+        let result = if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+        libc::close(socket);
+        result
+    }
+}

@@ -1,0 +1,391 @@
+//! Pods on a real board: real agent, shim, helper, namespaces, cgroups, network.
+
+use coracle_tests::agent::Board;
+use serde_json::Value;
+
+fn running(pod: &Value) -> bool {
+    pod["status"]["phase"] == "Running" && condition(pod, "Ready")
+}
+
+fn condition(pod: &Value, kind: &str) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    conditions.into_iter().flatten().any(|c| c["type"] == kind && c["status"] == "True")
+}
+
+fn restarts(pod: &Value) -> u64 {
+    pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0)
+}
+
+/// A pod of one busybox container that runs `script`; `more` goes into its spec.
+fn pod(name: &str, script: &str, more: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n{more}  containers:\n  - name: main\n    image: example.test/busybox:1\n    command: [sh, -c, {script:?}]\n"
+    )
+}
+
+const SLEEP: &str = "trap 'exit 0' TERM; echo up; while :; do sleep 1; done";
+
+#[test]
+fn a_manifest_becomes_a_running_pod_and_its_removal_leaves_nothing() {
+    let board = Board::start("").expect("a board");
+    let before = board.census().expect("counted");
+    board.manifest("web.yaml", WEB).expect("written");
+    let seen = board.wait("web", "running", running).expect("runs");
+    let ip = seen["status"]["podIP"].as_str().expect("an address").to_string();
+    assert!(board.http(&format!("{ip}:80")).expect("answers").contains("a coracle carries a crew"));
+    assert!(board.http("127.0.0.1:8080").expect("hostPort answers").contains("a coracle carries a crew"));
+    // Shared network and UTS namespaces, own files and processes.
+    assert!(
+        board
+            .run(&["exec", "web", "-c", "side", "--", "wget", "-qO-", "127.0.0.1:80"])
+            .expect("shared network")
+            .contains("crew")
+    );
+    assert_eq!(board.run(&["exec", "web", "-c", "side", "--", "hostname"]).expect("runs").trim(), "web");
+    assert!(
+        board.run(&["exec", "web", "-c", "web", "--", "cat", "/srv/www/old.html"]).is_err(),
+        "a whiteout hides"
+    );
+    assert_eq!(
+        board.run(&["exec", "web", "-c", "web", "--", "ls", "/srv/opaque"]).expect("runs").trim(),
+        "above"
+    );
+    assert_eq!(
+        board.run(&["exec", "web", "-c", "side", "--", "cat", "/shared/from-init"]).expect("runs").trim(),
+        "init was here"
+    );
+    assert_eq!(
+        board.run(&["exec", "web", "-c", "side", "--", "sh", "-c", "echo $GREETING"]).expect("runs").trim(),
+        "ahoy web"
+    );
+    let status =
+        board.coracle(&["exec", "web", "-c", "side", "--", "sh", "-c", "exit 7"]).expect("runs").status;
+    assert_eq!(status.code(), Some(7), "the command's exit code is coracle's own");
+    let listed = board.run(&["ps", "-o", "wide"]).expect("lists");
+    assert!(
+        listed.starts_with("NAMESPACE   NAME") && listed.contains("2/2") && listed.contains(&ip),
+        "{listed}"
+    );
+    let described = board.run(&["describe", "web"]).expect("describes");
+    for part in
+        ["Init Containers:", "Started container side", "QoS Class:        Burstable", "Restart Count:  0"]
+    {
+        assert!(described.contains(part), "{part} is not in {described}");
+    }
+    board.remove_manifest("web.yaml").expect("removed");
+    board.wait_gone("web").expect("goes away");
+    assert_eq!(board.census().expect("counted"), before);
+}
+
+const WEB: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web
+  labels: {app: web}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes:
+  - name: shared
+    emptyDir: {}
+  initContainers:
+  - name: prepare
+    image: example.test/busybox:1
+    command: [sh, -c, "echo init was here > /shared/from-init"]
+    volumeMounts: [{name: shared, mountPath: /shared}]
+  containers:
+  - name: web
+    image: example.test/web:1
+    resources: {limits: {memory: 64Mi, cpu: 500m}, requests: {memory: 32Mi, cpu: 100m}}
+    ports: [{containerPort: 80, hostPort: 8080}]
+    readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
+  - name: side
+    image: example.test/busybox:1
+    command: [sh, -c, "trap 'exit 0' TERM; while :; do sleep 1; done"]
+    env: [{name: POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: GREETING, value: ahoy $(POD)}]
+    volumeMounts: [{name: shared, mountPath: /shared, readOnly: true}]
+"#;
+
+#[test]
+fn containers_outlive_a_killed_agent_and_are_adopted() {
+    let mut board = Board::start("").expect("a board");
+    board.apply(&pod("stay", SLEEP, "")).expect("applied");
+    board.apply(&pod("quit", "echo quitting; sleep 2; exit 3", "  restartPolicy: Never\n")).expect("applied");
+    let before = board.wait("stay", "running", running).expect("runs");
+    board.wait("quit", "running", running).expect("runs");
+    let pid = |board: &Board| {
+        board.run(&["exec", "stay", "--", "sh", "-c", "cut -d' ' -f22 /proc/1/stat"]).expect("runs")
+    };
+    let started = pid(&board);
+    board.kill_agent().expect("killed");
+    board.start_agent().expect("starts again");
+    // What ended meanwhile, or ends now, is known with its code.
+    let quit = board.wait("quit", "failed", |p| p["status"]["phase"] == "Failed").expect("known");
+    assert_eq!(quit["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 3);
+    let after = board.wait("stay", "running", running).expect("runs on");
+    assert_eq!(before["metadata"]["uid"], after["metadata"]["uid"]);
+    assert_eq!(restarts(&after), 0);
+    assert_eq!(pid(&board), started, "the very same process");
+    assert!(board.run(&["logs", "quit"]).expect("logs").contains("quitting"));
+    board.stop_agent().expect("stops cleanly");
+    board.start_agent().expect("starts again");
+    assert_eq!(pid(&board), started, "a stop of the agent stops no pod either");
+    board.run(&["delete", "stay", "quit"]).expect("deleted");
+}
+
+#[test]
+fn a_killed_shim_takes_its_containers_with_it_and_they_are_restarted() {
+    let board = Board::start("").expect("a board");
+    board.apply(&pod("boat", SLEEP, "")).expect("applied");
+    board.wait("boat", "running", running).expect("runs");
+    let shim = std::fs::read_dir("/proc").expect("lists").filter_map(Result::ok).find_map(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let text = String::from_utf8_lossy(&line).into_owned();
+        let ours = text.contains("coracle-shim") && text.contains(&board.root().display().to_string());
+        ours.then(|| entry.file_name().to_string_lossy().parse::<i32>().ok())?
+    });
+    let shim = nix::unistd::Pid::from_raw(shim.expect("a shim"));
+    nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).expect("killed");
+    let again = board.wait("boat", "restarted", |p| running(p) && restarts(p) == 1).expect("comes back");
+    let last = &again["status"]["containerStatuses"][0]["lastState"]["terminated"];
+    assert_eq!(last["exitCode"], 137);
+    board.run(&["delete", "boat"]).expect("deleted");
+    assert_eq!(board.census().expect("counted").processes, 0, "no orphan");
+}
+
+#[test]
+fn a_board_without_a_network_comes_back_after_a_power_cut() {
+    let mut board = Board::start("").expect("a board");
+    board.apply(&pod("boat", SLEEP, "")).expect("applied");
+    board.manifest("m.yaml", &pod("crew", SLEEP, "")).expect("written");
+    for name in ["boat", "crew"] {
+        board.wait(name, "running", running).expect("runs");
+    }
+    board.power_cycle().expect("off");
+    board.start_agent().expect("on");
+    for name in ["boat", "crew"] {
+        let back = board.wait(name, "running again", |p| running(p) && restarts(p) == 1).expect("comes back");
+        let last = &back["status"]["containerStatuses"][0]["lastState"]["terminated"];
+        assert_eq!(last["exitCode"], 137, "{back:#}");
+    }
+}
+
+#[test]
+fn exits_reasons_and_restarts_follow_the_policy() {
+    let board = Board::start("").expect("a board");
+    let check = |name: &str, script: &str, more: &str, phase: &str, reason: &str, code: i64| {
+        board.apply(&pod(name, script, more)).expect("applied");
+        let seen = board.wait(name, phase, |p| p["status"]["phase"] == phase).expect("ends");
+        let ended = &seen["status"]["containerStatuses"][0]["state"]["terminated"];
+        assert_eq!(
+            (ended["reason"].as_str(), ended["exitCode"].as_i64()),
+            (Some(reason), Some(code)),
+            "{seen:#}"
+        );
+    };
+    check("fine", "exit 0", "  restartPolicy: Never\n", "Succeeded", "Completed", 0);
+    check("bad", "exit 3", "  restartPolicy: Never\n", "Failed", "Error", 3);
+    board.apply(&pod("crash", "echo attempt; exit 1", "")).expect("applied");
+    let crashed = board
+        .wait("crash", "in CrashLoopBackOff", |p| {
+            p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+        })
+        .expect("crashes");
+    let message =
+        crashed["status"]["containerStatuses"][0]["state"]["waiting"]["message"].as_str().expect("a message");
+    assert!(
+        message.starts_with("back-off 10s restarting failed container=main pod=crash_default("),
+        "{message}"
+    );
+    assert_eq!(restarts(&crashed), 1, "the first restart is at once");
+    assert!(board.run(&["logs", "crash", "--previous"]).expect("previous").contains("attempt"));
+    assert!(board.run(&["ps"]).expect("lists").contains("CrashLoopBackOff"));
+}
+
+#[test]
+fn limits_hold_and_an_oom_kill_is_told() {
+    let board = Board::start("").expect("a board");
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: hog}\nspec:\n  restartPolicy: Never\n  containers:\n  - name: main\n    image: example.test/busybox:1\n    command: [sh, -c, 'x=$(head -c 200000000 /dev/zero | tr \"\\\\0\" x); echo survived']\n    resources: {limits: {memory: 20Mi}}\n";
+    board.apply(text).expect("applied");
+    let seen = board.wait("hog", "ended", |p| p["status"]["phase"] == "Failed").expect("is killed");
+    assert_eq!(
+        seen["status"]["containerStatuses"][0]["state"]["terminated"]["reason"], "OOMKilled",
+        "{seen:#}"
+    );
+}
+
+#[test]
+fn security_settings_are_what_the_container_gets() {
+    let board = Board::start("").expect("a board");
+    let status = "grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:|^Uid' /proc/self/status; id; touch /x 2>&1; cat /dev/mem 2>&1 | head -c1; sleep 1000";
+    let check = |name: &str, security: &str, expected: &[&str], absent: &[&str]| {
+        let text = pod(name, status, "") + &format!("    securityContext: {security}\n");
+        board.apply(&text).expect("applied");
+        board.wait(name, "running", running).expect("runs");
+        let said =
+            board.run(&["exec", name, "--", "sh", "-c", &status.replace("; sleep 1000", "")]).expect("runs");
+        let own = board.run(&["logs", name]).expect("logs");
+        for text in [&said, &own] {
+            for part in expected {
+                assert!(text.contains(part), "{name}: {part} is not in\n{text}");
+            }
+            for part in absent {
+                assert!(!text.contains(part), "{name}: {part} is in\n{text}");
+            }
+        }
+        board.run(&["delete", name, "--grace-period=0"]).expect("deleted");
+    };
+    check(
+        "plain",
+        "{}",
+        &["Seccomp:\t2", "NoNewPrivs:\t0", "CapBnd:\t00000000a80425fb", "uid=0(root)"],
+        &["touch:"],
+    );
+    check(
+        "locked",
+        "{runAsUser: 1000, runAsGroup: 1000, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}",
+        &[
+            "Seccomp:\t2",
+            "NoNewPrivs:\t1",
+            "CapBnd:\t0000000000000000",
+            "uid=1000(boat)",
+            "touch: /x: Read-only file system",
+        ],
+        &[],
+    );
+    check(
+        "loose",
+        "{seccompProfile: {type: Unconfined}, capabilities: {add: [NET_ADMIN]}}",
+        &["Seccomp:\t0", "CapBnd:\t00000000a80435fb"],
+        &[],
+    );
+}
+
+#[test]
+fn bad_input_is_one_clear_line_and_harms_no_other_pod() {
+    let board = Board::start("").expect("a board");
+    board.apply(&pod("good", SLEEP, "")).expect("applied");
+    let refused = |text: &str, part: &str| {
+        let error = board.apply(text).expect_err(part).to_string();
+        assert!(error.contains(part), "{part}: {error}");
+    };
+    refused("nonsense: [", "error parsing manifest");
+    refused(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: a, image: b, imagee: c}]}",
+        "unknown field",
+    );
+    refused(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: []}",
+        "spec.containers: Required value",
+    );
+    refused(&pod("x", "true", "").replace("image:", "resources: {limits: {memory: lots}}\n    image:"), "");
+    refused(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}",
+        "no matches for kind \"Deployment\"",
+    );
+    board.manifest("broken.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: [").expect("written");
+    let waiting = |name: &str, text: &str, reason: &str| {
+        board.apply(text).expect("applied");
+        let seen = board.wait(name, reason, |p| {
+            p["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == reason
+        });
+        let seen = seen.expect("is told");
+        seen["status"]["containerStatuses"][0]["state"]["waiting"]["message"]
+            .as_str()
+            .unwrap_or_default()
+            .to_string()
+    };
+    let never = pod("never", "true", "").replace("busybox:1\n", "missing:1\n    imagePullPolicy: Never\n");
+    assert!(waiting("never", &never, "ErrImageNeverPull").contains("not present"));
+    let missing = pod("missing", "true", "").replace("example.test/busybox:1", "127.0.0.1:1/missing:1");
+    assert!(waiting("missing", &missing, "ErrImagePull").contains("127.0.0.1:1"));
+    let command = pod("command", "true", "").replace("[sh, -c, \"true\"]", "[/no/such/program]");
+    assert!(waiting("command", &command, "RunContainerError").contains("no such file or directory"));
+    let user = pod("user", "true", "") + "    securityContext: {runAsNonRoot: true}\n";
+    assert!(waiting("user", &user, "CreateContainerConfigError").contains("runAsNonRoot"));
+    let good = board.wait("good", "running", running).expect("unharmed");
+    assert_eq!(restarts(&good), 0);
+    board.run(&["delete", "never", "missing", "command", "user", "good"]).expect("deleted");
+    let left = board.census().expect("counted");
+    assert!(
+        left.mounts.is_empty() && left.cgroups.is_empty() && left.pods.is_empty() && left.leases.is_empty(),
+        "{left:#?}"
+    );
+}
+
+#[test]
+fn liveness_restarts_and_readiness_gates() {
+    let board = Board::start("").expect("a board");
+    let text = pod("sick", "touch /ok; sleep 1000", "")
+        + "    livenessProbe: {exec: {command: [test, -e, /ok]}, periodSeconds: 1, failureThreshold: 1}\n    readinessProbe: {exec: {command: [test, -e, /ready]}, periodSeconds: 1}\n";
+    board.apply(&text).expect("applied");
+    board
+        .wait("sick", "running, not ready", |p| p["status"]["phase"] == "Running" && !condition(p, "Ready"))
+        .expect("runs");
+    board.run(&["exec", "sick", "--", "touch", "/ready"]).expect("runs");
+    board.wait("sick", "ready", running).expect("gets ready");
+    board.run(&["exec", "sick", "--", "rm", "/ok"]).expect("runs");
+    board
+        .wait("sick", "restarted", |p| restarts(p) == 1 && p["status"]["phase"] == "Running")
+        .expect("is restarted");
+    let described = board.run(&["describe", "sick"]).expect("describes");
+    assert!(
+        described.contains("Liveness probe failed")
+            && described.contains("failed liveness probe, will be restarted"),
+        "{described}"
+    );
+}
+
+#[test]
+fn host_namespaces_and_a_shared_pid_namespace() {
+    let board = Board::start("").expect("a board");
+    board
+        .apply(&pod(
+            "host",
+            "hostname > /dev/termination-log; readlink /proc/self/ns/net; sleep 1000",
+            "  hostNetwork: true\n  hostPID: true\n",
+        ))
+        .expect("applied");
+    board.wait("host", "running", running).expect("runs");
+    let netns =
+        std::fs::read_link(format!("/proc/{}/ns/net", board.agent_pid().expect("runs"))).expect("a link");
+    assert_eq!(board.run(&["logs", "host"]).expect("logs").trim(), netns.display().to_string());
+    let text = pod("shared", SLEEP, "  shareProcessNamespace: true\n")
+        + "  - name: peer\n    image: example.test/busybox:1\n    command: [sh, -c, \"exec sleep 4242\"]\n";
+    board.apply(&text).expect("applied");
+    board.wait("shared", "running", running).expect("runs");
+    let seen = board.run(&["exec", "shared", "-c", "main", "--", "ps"]).expect("runs");
+    assert!(seen.contains("sleep 4242"), "{seen}");
+    board.run(&["delete", "host", "shared", "--grace-period=0"]).expect("deleted");
+}
+
+#[test]
+fn images_come_from_a_registry_and_its_mirrors() {
+    use coracle_tests::image::Image;
+    use coracle_tests::registry::Registry;
+    let registry = Registry::start().expect("docker-registry");
+    let image = Image::web("web").expect("built");
+    registry.push(&image, "team/web", "1").expect("pushed");
+    registry.push(&image, "library/web", "latest").expect("pushed");
+    let mirrors = ["docker.io", "gcr.io"].map(|host| {
+        format!("[image.registry.\"{host}\"]\nmirrors = [\"{}\"]\nplain_http = true\n", registry.address)
+    });
+    let board = Board::prepare(&mirrors.concat()).expect("a board");
+    // The registry listens in this namespace, so the agent runs in it too: pulling needs no pod network.
+    let mut board = board.in_own_namespace().expect("joined");
+    board.start_agent().expect("starts");
+    for name in [format!("{}/team/web:1", registry.address), "web".into(), "gcr.io/team/web:1".into()] {
+        let said = board.run(&["image", "pull", &name]).expect("pulled");
+        assert!(said.contains("pulled (sha256:"), "{said}");
+    }
+    let listed = board.run(&["image", "ls"]).expect("lists");
+    assert!(
+        listed.contains("docker.io/library/web:latest") && listed.contains("gcr.io/team/web:1"),
+        "{listed}"
+    );
+    let failed =
+        board.coracle(&["image", "pull", &format!("{}/team/none:1", registry.address)]).expect("runs");
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("not found"), "{failed:?}");
+    board.run(&["image", "prune"]).expect("prunes");
+    assert!(!board.run(&["image", "ls"]).expect("lists").contains("team/web"));
+}
