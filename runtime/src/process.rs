@@ -83,12 +83,15 @@ pub fn arguments(
     if command.is_empty() { Err(ProcessError::NoCommand) } else { Ok(command) }
 }
 
+/// Name and value.
+pub type Variable = (String, String);
+
 /// The pod's own variables in order, expanded: those that `$(VAR)` in `command` and `args` may name.
 pub fn variables(
     pod: &PodSpec,
     container: &ContainerSpec,
     facts: &PodFacts,
-) -> Result<(Vec<(String, String)>, BTreeMap<String, String>), ProcessError> {
+) -> Result<(Vec<Variable>, BTreeMap<String, String>), ProcessError> {
     let (mut ordered, mut known) = (Vec::new(), BTreeMap::new());
     for variable in &container.env {
         let value = match &variable.value {

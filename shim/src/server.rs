@@ -112,7 +112,7 @@ impl Server {
             debug_assert!(index < sources.len(), "an index of the poll set");
         }
         self.expire(&now);
-        self.children.retain(|child| !(matches!(child.phase, Phase::Exited { .. }) && !child.is_container()));
+        self.children.retain(|child| child.is_container() || !matches!(child.phase, Phase::Exited { .. }));
         Ok(leave)
     }
 

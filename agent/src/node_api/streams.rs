@@ -78,7 +78,7 @@ pub(super) async fn exec(
         }
     };
     let session = Session { target, exec: Some(execed.exec), exit: execed.exit, own_terminal: true };
-    Ok(upgraded(accepted, request, ours, session))
+    Ok(upgraded(&accepted, request, ours, session))
 }
 
 pub(super) async fn attach(
@@ -111,7 +111,7 @@ pub(super) async fn attach(
     let (done, exit) = oneshot::channel();
     done.send(0).expect("the receiver is here");
     let session = Session { target, exec: None, exit, own_terminal: false };
-    Ok(upgraded(accepted, request, ours, session))
+    Ok(upgraded(&accepted, request, ours, session))
 }
 
 async fn target(context: &Context, namespace: &str, name: &str, container: &str) -> Result<Target, Refusal> {
@@ -166,7 +166,12 @@ fn accept(request: &hyper::Request<Incoming>) -> Result<Accepted, Refusal> {
     Ok(Accepted { key: derive_accept_key(key.as_bytes()), protocol })
 }
 
-fn upgraded(accepted: Accepted, request: hyper::Request<Incoming>, ours: Ours, session: Session) -> Response {
+fn upgraded(
+    accepted: &Accepted,
+    request: hyper::Request<Incoming>,
+    ours: Ours,
+    session: Session,
+) -> Response {
     tokio::spawn(async move {
         let io = match upgrade::on(request).await {
             Ok(io) => TokioIo::new(io),

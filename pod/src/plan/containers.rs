@@ -33,13 +33,11 @@ impl Planner<'_> {
         let known = self.of(name).cloned().unwrap_or_default();
         let attempt = match (self.stage(container, init), &known.current) {
             (Stage::Ended, _) => return,
-            (Stage::Up, Some(current)) => {
-                // Ordered, and neither there nor failed: the agent stopped in between. The order stands.
-                if known.started.is_none() && !self.seen.instances.contains_key(current) {
-                    self.order(container, current.clone());
-                }
+            (Stage::Up, Some(current)) if known.started.is_some() || self.seen.instances.contains_key(current) => {
                 return;
             }
+            // Stage::Up here: ordered, and neither there nor failed. The agent stopped in between, and cannot know
+            // whether the attempt ran without a trace, so its number is spent.
             (_, Some(current)) => current.attempt.saturating_add(1),
             (_, None) => 0,
         };
@@ -71,13 +69,7 @@ impl Planner<'_> {
         entry.stopping = None;
         entry.lost = false;
         self.history.probes.retain(|(container, _), _| container != name);
-        self.order(container, instance);
-    }
-
-    fn order(&mut self, container: &ContainerSpec, instance: InstanceId) {
-        if self.present(&container.image) {
-            self.actions.push(Action::StartContainer { instance });
-        }
+        self.actions.push(Action::StartContainer { instance });
     }
 
     fn asking(&self, image: &str) -> bool {

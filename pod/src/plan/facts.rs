@@ -78,7 +78,7 @@ impl Planner<'_> {
             };
             self.ended(name, exit, true);
         }
-        // Otherwise the agent stopped between commit and start: the same attempt is ordered again.
+        // Otherwise the agent stopped between commit and start: the next attempt is ordered.
     }
 
     fn ended(&mut self, name: &str, exit: Exit, lost: bool) {

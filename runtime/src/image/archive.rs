@@ -109,7 +109,7 @@ fn layout_image(
             });
         }
     }
-    store.register(reference.as_ref(), None, Some(&bytes), &config_bytes, ids)?;
+    store.register(reference.as_ref(), None, Some(&bytes), &config_bytes, &ids)?;
     Ok(vec![reference.map_or(text, |r| r.to_string())])
 }
 
@@ -141,12 +141,12 @@ fn docker(store: &ImageStore, archive: &Archive) -> Result<Vec<String>, ImageErr
             store.add_layer(&text, io::Cursor::new(start).chain(member), compression, diff_id)?;
         }
         if tags.is_empty() {
-            store.register(None, None, None, &config_bytes, ids.clone())?;
+            store.register(None, None, None, &config_bytes, &ids)?;
             names.push(text.clone());
         }
         for tag in &tags {
             let reference = Reference::parse(tag)?;
-            store.register(Some(&reference), None, None, &config_bytes, ids.clone())?;
+            store.register(Some(&reference), None, None, &config_bytes, &ids)?;
             names.push(reference.to_string());
         }
     }

@@ -226,14 +226,14 @@ impl ImageStore {
         repo_digest: Option<String>,
         manifest: Option<&[u8]>,
         config_bytes: &[u8],
-        layers: Vec<Digest>,
+        layers: &[Digest],
     ) -> Result<Image, ImageError> {
         let config_digest = self.write_blob(config_bytes)?;
         let manifest = manifest.map(|bytes| self.write_blob(bytes)).transpose()?;
         let config = parse_config(&config_digest.to_string(), config_bytes)?;
         let labels = config.config().as_ref().and_then(|c| c.labels().clone()).unwrap_or_default();
         let mut size_bytes = 0;
-        for layer in &layers {
+        for layer in layers {
             size_bytes += fs::read_to_string(self.layer_dir(layer).with_extension("size"))
                 .ok()
                 .and_then(|text| text.trim().parse::<u64>().ok())
@@ -250,7 +250,7 @@ impl ImageStore {
             index.images.push(Entry {
                 config: config_digest,
                 manifest: None,
-                layers: layers.clone(),
+                layers: layers.to_vec(),
                 references: Vec::new(),
                 repo_digests: Vec::new(),
                 size_bytes,

@@ -127,7 +127,7 @@ impl ImageStore {
         let repo_digest = format!("{}@{found}", reference.name());
         let (store, reference) = (self.clone(), reference.clone());
         let register = move || {
-            store.register(Some(&reference), Some(repo_digest), Some(&manifest_bytes), &config_bytes, ids)
+            store.register(Some(&reference), Some(repo_digest), Some(&manifest_bytes), &config_bytes, &ids)
         };
         tokio::task::spawn_blocking(register).await.expect("registering does not panic")
     }

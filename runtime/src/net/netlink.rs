@@ -286,6 +286,7 @@ impl Socket {
 }
 
 /// The first message of `bytes`: type, flags, sequence, body, and what follows.
+#[expect(clippy::type_complexity, reason = "one caller takes it apart at once")]
 fn split(bytes: &[u8]) -> Option<(u16, u16, u32, &[u8], &[u8])> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
