@@ -25,6 +25,7 @@ const GC_PERIOD: Duration = Duration::from_secs(300);
 
 /// Runs the agent until SIGTERM or SIGINT. Pods run on after it.
 pub(crate) fn main(root: &Path, config: Option<&Path>) -> Result<()> {
+    coracle_runtime::keep_heap_small();
     logging::start();
     let config = Config::load(config)?;
     if !nix::unistd::geteuid().is_root() {
@@ -152,6 +153,7 @@ async fn preload(dir: PathBuf, board: &Arc<Board>) {
             Err(error) => warn!(path = %path.display(), %error, "not preloaded"),
         }
     }
+    coracle_runtime::give_heap_back();
 }
 
 /// Frees image space when the disk runs full.

@@ -137,8 +137,14 @@ fn converge(model: &mut Model, random: &mut Random) {
             return;
         }
         let phase = plan.status.phase.as_deref().unwrap_or_default().to_string();
-        let ready = plan.status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-        if model.spec.deletion.is_none() && (phase == "Running" && ready) {
+        // Up, or ended for good while others run on.
+        let settled = plan
+            .status
+            .container_statuses
+            .iter()
+            .flatten()
+            .all(|c| c.ready || c.state.as_ref().is_some_and(|s| s.terminated.is_some()));
+        if model.spec.deletion.is_none() && phase == "Running" && settled && plan.actions.is_empty() {
             return;
         }
         if model.spec.deletion.is_none()

@@ -21,5 +21,8 @@ pub mod sandbox;
 pub mod seccomp;
 pub mod shim_client;
 mod sys;
+
 pub mod terminal;
 pub mod volume;
+
+pub use sys::{give_heap_back, keep_heap_small};

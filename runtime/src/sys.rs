@@ -94,3 +94,27 @@ pub(crate) fn default_signal(signal: nix::sys::signal::Signal) -> nix::Result<()
     // SAFETY: SIG_DFL installs no code of ours.
     unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.map(|_| ())
 }
+
+/// Keeps the heap of a long-lived process small: one arena for all threads, large blocks by mmap, and what is free at
+/// the top given back. Call before other threads exist. mallopt(3); nothing outside glibc.
+pub fn keep_heap_small() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LARGE_BYTES: libc::c_int = 64 * 1024;
+        // SAFETY: mallopt changes parameters of the allocator only; a value that it refuses changes nothing.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE_BYTES);
+        }
+    }
+}
+
+/// Gives free heap pages back to the kernel, after work that used much: a pull, an import. malloc_trim(3).
+pub fn give_heap_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: thread-safe by its specification; only pages that hold nothing are returned.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -97,6 +97,7 @@ impl Engine {
     }
 
     pub(super) fn look_at_images(&mut self) {
+        coracle_runtime::give_heap_back();
         let all: Vec<PodUid> = self.pods.keys().cloned().collect();
         for uid in all {
             self.look_at_images_of(&uid);
@@ -149,6 +150,7 @@ impl Engine {
                 entry.observed.residue = false;
             }
             Done::Image { image, state } => {
+                coracle_runtime::give_heap_back();
                 for other in self.pods.values_mut() {
                     other.set_image(&image, state.clone());
                 }

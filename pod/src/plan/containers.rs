@@ -33,7 +33,9 @@ impl Planner<'_> {
         let known = self.of(name).cloned().unwrap_or_default();
         let attempt = match (self.stage(container, init), &known.current) {
             (Stage::Ended, _) => return,
-            (Stage::Up, Some(current)) if known.started.is_some() || self.seen.instances.contains_key(current) => {
+            (Stage::Up, Some(current))
+                if known.started.is_some() || self.seen.instances.contains_key(current) =>
+            {
                 return;
             }
             // Stage::Up here: ordered, and neither there nor failed. The agent stopped in between, and cannot know

@@ -118,7 +118,9 @@ impl Planner<'_> {
                     self.event(EventType::Warning, reason, message, None);
                 }
             }
-            _ => {
+            // What failed is being tried again: wait for how that ends.
+            Some(_) => {}
+            None => {
                 if matches!(self.seen.sandbox, Sandbox::Ready { .. }) {
                     self.history.sandbox = Default::default();
                 }

@@ -20,8 +20,11 @@ fn main() -> Result<()> {
     let out = std::env::args().nth(1).context("usage: bench FILE.json")?;
     let mut figures = Map::new();
     for runtime in ["runc", "crun"] {
-        let name = format!("{runtime}_ms_median");
-        figures.insert(name, json!(peer(runtime)?));
+        match peer(runtime) {
+            Ok(time) => drop(figures.insert(format!("{runtime}_ms_median"), json!(time))),
+            // crun 1.8 starts nothing on a hybrid cgroup hierarchy.
+            Err(error) => writeln!(std::io::stderr(), "{runtime} is left out: {error}")?,
+        }
     }
     container_start(&mut figures)?;
     pods(&mut figures)?;
