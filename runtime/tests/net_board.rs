@@ -90,7 +90,7 @@ fn a_pod_cannot_send_from_a_foreign_address() {
     let pod = lab.pod("one", &[]);
     let node = udp_listen(&lab.node, "0.0.0.0:7000");
     let client = udp_listen(&pod.netns, "0.0.0.0:0");
-    for address in ["203.0.113.9", "127.0.0.1"] {
+    for address in ["203.0.113.9", "10.89.0.2"] {
         spoof(&pod.netns, address, &format!("{GATEWAY}:7000"));
     }
     let first = udp_ask(&client, &format!("{GATEWAY}:7000"), &node);
@@ -127,7 +127,7 @@ fn teardown_leaves_the_machine_as_it_was() {
     lab.pod("one", &[port(Protocol::Tcp, 8080, 80)]);
     let forwarding =
         || within(&lab.node, || fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("sysctl"));
-    assert_eq!((lab.bare_forwarding.as_str(), forwarding().as_str()), ("0\n", "1\n"));
+    assert_eq!(forwarding(), "1\n");
     lab.net.teardown().expect("teardown");
     lab.net.teardown().expect("again");
     assert_eq!((lab.census(), forwarding().as_str()), (lab.bare, "0\n"));

@@ -5,14 +5,14 @@ use super::lease::{Lease, Leases};
 use super::link::{self, Link, PodEnd};
 use super::netlink::{Refusal, Socket};
 use super::nft::Element;
-use super::{HostPort, NetError, NetworkConfig, conntrack, rules};
+use super::{HostPort, NetError, NetworkConfig, conntrack, rules, sys};
 use coracle_pod::spec::{PodUid, Protocol};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
 
 /// The pod's link, as in every other Kubernetes runtime.
 const POD_LINK: &str = "eth0";
@@ -25,6 +25,7 @@ const BRIDGE_MARK: &str = "coracle";
 /// The mark once forwarding was switched on by us.
 const BRIDGE_MARK_FORWARDING: &str = "coracle; net.ipv4.ip_forward was 0";
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+const OWN_NETNS: &str = "/proc/thread-self/ns/net";
 
 /// A pod's network namespace, opened.
 pub(super) struct PodNamespace<'a> {
@@ -33,14 +34,18 @@ pub(super) struct PodNamespace<'a> {
 }
 
 impl PodNamespace<'_> {
-    pub(super) fn enter(file: &File) -> Result<PodNamespace<'_>, Refusal> {
-        Ok(PodNamespace { file, route: Socket::open_in(file, SockProtocol::NetlinkRoute)? })
+    /// Enters the namespace with a thread of its own, to open a netlink socket that stays there.
+    pub(super) fn enter(file: &File) -> io::Result<PodNamespace<'_>> {
+        let route = sys::inside(file, || Socket::open(SockProtocol::NetlinkRoute))??;
+        Ok(PodNamespace { file, route })
     }
 }
 
 /// The kernel's side of a network, and its leases.
 #[derive(Debug)]
 pub(super) struct Board {
+    /// The namespace that the network was opened in: `/proc/sys/net` shows the reading thread's.
+    netns: File,
     route: Socket,
     netfilter: Socket,
     leases: Leases,
@@ -52,11 +57,13 @@ impl Board {
         if !(1..=15).contains(&config.name.len()) || !config.name.bytes().all(fits) {
             return Err(NetError::Name { name: config.name.clone() });
         }
+        let netns =
+            File::open(OWN_NETNS).map_err(|source| NetError::Netns { path: OWN_NETNS.into(), source })?;
         let route = Socket::open(SockProtocol::NetlinkRoute).map_err(NetError::doing("route netlink"))?;
         let netfilter = Socket::open(SockProtocol::NetlinkNetFilter)
             .map_err(|refusal| NetError::table(("netlink socket".into(), refusal)))?;
         let leases = Leases::open(&config.leases, config.cidr)?;
-        let mut board = Board { route, netfilter, leases };
+        let mut board = Board { netns, route, netfilter, leases };
         board.bridge(config)?;
         board.check_overlap(config)?;
         match board.set_up(config) {
@@ -138,7 +145,7 @@ impl Board {
         }
         if let Some(bridge) = bridge {
             if bridge.alias == BRIDGE_MARK_FORWARDING && !self.has_other_bridge(&bridge)? {
-                write_sysctl(Path::new(IP_FORWARD), "0")?;
+                self.sysctl(|| fs::write(IP_FORWARD, "0"))?;
             }
             self.delete_link(&bridge)?;
         }
@@ -176,26 +183,23 @@ impl Board {
         let Some(bridge) = self.bridge(config)? else {
             return Err(NetError::doing(doing())(Errno::ENODEV.into()));
         };
-        let forwards = read_sysctl(Path::new(IP_FORWARD))? != "0";
+        let forwards = self.sysctl(|| fs::read_to_string(IP_FORWARD))?.trim() != "0";
         let mark = if forwards { BRIDGE_MARK } else { BRIDGE_MARK_FORWARDING };
         if bridge.alias.is_empty() || !forwards {
             link::set_alias(&mut self.route, bridge.index, mark).map_err(NetError::doing(doing()))?;
         }
         if !forwards {
-            write_sysctl(Path::new(IP_FORWARD), "1")?;
+            self.sysctl(|| fs::write(IP_FORWARD, "1"))?;
         }
         self.set_up_bridge(&config.cidr, bridge.index).map_err(NetError::doing(doing()))?;
-        // 127.0.0.1:hostPort is answered by a pod: the bridge then carries what was a loopback address. The rules'
-        // chain `guard` keeps pods themselves from using it.
-        let conf = PathBuf::from("/proc/sys/net/ipv4/conf").join(&config.name).join("route_localnet");
-        if read_sysctl(&conf)? != "1" {
-            write_sysctl(&conf, "1")?;
-        }
         Ok(bridge.index)
     }
 
     fn set_up_bridge(&mut self, cidr: &Ipv4Cidr, bridge: u32) -> Result<(), Refusal> {
         link::set_up(&mut self.route, bridge)?;
+        // 127.0.0.1:hostPort is answered by a pod: the bridge then carries what was a loopback address. The rules'
+        // chain `guard` keeps pods themselves from using it.
+        link::set_route_localnet(&mut self.route, bridge)?;
         for (index, address, prefix) in link::addresses(&mut self.route)? {
             if index == bridge && (address, prefix) != (cidr.gateway(), cidr.prefix()) {
                 link::remove_address(&mut self.route, bridge, address, prefix)?;
@@ -220,6 +224,11 @@ impl Board {
             }
         }
         Ok(())
+    }
+
+    fn sysctl<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> Result<T, NetError> {
+        let failed = |source| NetError::Sysctl { path: IP_FORWARD.into(), source };
+        sys::inside(&self.netns, work).map_err(failed)?.map_err(failed)
     }
 
     fn has_other_bridge(&mut self, ours: &Link) -> Result<bool, NetError> {
@@ -437,15 +446,6 @@ fn link_names(network: &str, uid: &PodUid) -> impl Iterator<Item = String> {
     let pod = hash(pod, uid.0.as_bytes());
     (0..LINK_NAMES_MAX)
         .map(move |salt| format!("{LINK_PREFIX}{:012x}", hash(pod, &salt.to_be_bytes()) & 0xffff_ffff_ffff))
-}
-
-fn read_sysctl(path: &Path) -> Result<String, NetError> {
-    let text = fs::read_to_string(path).map_err(|source| NetError::Sysctl { path: path.into(), source })?;
-    Ok(text.trim().into())
-}
-
-fn write_sysctl(path: &Path, value: &str) -> Result<(), NetError> {
-    fs::write(path, value).map_err(|source| NetError::Sysctl { path: path.into(), source })
 }
 
 #[cfg(test)]

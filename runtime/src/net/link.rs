@@ -17,6 +17,8 @@ const EXCLUSIVE: u16 = libc::NLM_F_EXCL as u16;
 const REPLACE: u16 = libc::NLM_F_REPLACE as u16;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 /// The loopback link's index: the kernel's `LOOPBACK_IFINDEX`, the same in every namespace.
 pub(super) const LOOPBACK: u32 = 1;
@@ -117,6 +119,14 @@ pub(super) fn set_master(socket: &mut Socket, index: u32, master: u32) -> Result
 pub(super) fn set_hairpin(socket: &mut Socket, port: u32) -> Result<(), Refusal> {
     let mode = Attributes::new().bytes(IFLA_BRPORT_MODE, &[1]);
     set(socket, AF_BRIDGE, port, 0, &Attributes::new().nest(libc::IFLA_PROTINFO, &mode))
+}
+
+/// Lets packets from and to 127.0.0.0/8 pass the link: `net.ipv4.conf.LINK.route_localnet`.
+pub(super) fn set_route_localnet(socket: &mut Socket, index: u32) -> Result<(), Refusal> {
+    let conf = Attributes::new().native(IPV4_DEVCONF_ROUTE_LOCALNET, 1);
+    let inet = Attributes::new().nest(IFLA_INET_CONF, &conf);
+    let families = Attributes::new().nest(u16::from(AF_INET), &inet);
+    set(socket, AF_UNSPEC, index, 0, &Attributes::new().nest(libc::IFLA_AF_SPEC, &families))
 }
 
 pub(super) fn set_up(socket: &mut Socket, index: u32) -> Result<(), Refusal> {

@@ -134,7 +134,7 @@ impl Network {
     pub fn attach(&self, uid: &PodUid, netns: &Path, ports: &[HostPort]) -> Result<Vec<IpAddr>, NetError> {
         let failed = |source| NetError::Netns { path: netns.into(), source };
         let file = File::open(netns).map_err(failed)?;
-        let pod = board::PodNamespace::enter(&file).map_err(|refusal| failed(refusal.errno.into()))?;
+        let pod = board::PodNamespace::enter(&file).map_err(failed)?;
         let mut board = self.board();
         Ok(vec![board.attach(&self.config, uid, pod, ports)?.into()])
     }

@@ -7,7 +7,7 @@ use super::sys;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use std::fmt;
-use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 
 /// Bytes of one receive buffer: the kernel cuts dumps into pieces of at most this.
@@ -53,6 +53,12 @@ impl std::error::Error for Refusal {}
 impl From<Errno> for Refusal {
     fn from(errno: Errno) -> Refusal {
         Refusal { errno, words: None, message: 0 }
+    }
+}
+
+impl From<Refusal> for io::Error {
+    fn from(refusal: Refusal) -> io::Error {
+        refusal.errno.into()
     }
 }
 
@@ -172,11 +178,6 @@ impl Socket {
         Ok(Socket { fd: sys::netlink(protocol)?, sequence: 1 })
     }
 
-    /// A socket of the network namespace behind `netns`.
-    pub(super) fn open_in(netns: &File, protocol: SockProtocol) -> Result<Socket, Refusal> {
-        Ok(Socket { fd: sys::netlink_in(netns, protocol)?, sequence: 1 })
-    }
-
     /// Asks for one change and waits for the acknowledgement.
     pub(super) fn call(&mut self, message: &Message) -> Result<(), Refusal> {
         self.call_all(std::slice::from_ref(message))
@@ -187,12 +188,12 @@ impl Socket {
         let first = self.send(messages, NLM_F_ACK)?;
         let mut acknowledged = false;
         let mut refused = None;
-        self.answers(first, false, |sequence, kind, flags, body| {
-            if kind == NLMSG_ERROR {
-                match refusal(body, flags) {
+        self.answers(first, false, |answer| {
+            if answer.kind == NLMSG_ERROR {
+                match answer.refusal() {
                     None => acknowledged = true,
                     Some(refusal) if refused.is_none() => {
-                        let message = sequence.wrapping_sub(first) as usize;
+                        let message = answer.sequence.wrapping_sub(first) as usize;
                         refused = Some(Refusal { message, ..refusal });
                     }
                     Some(_) => {}
@@ -211,10 +212,10 @@ impl Socket {
     pub(super) fn get(&mut self, message: &Message) -> Result<Option<Vec<u8>>, Refusal> {
         let first = self.send(std::slice::from_ref(message), 0)?;
         let mut found = None;
-        self.answers(first, false, |_, kind, flags, body| {
-            if kind != NLMSG_ERROR {
-                found = Some(Ok(body.to_vec()));
-            } else if let Some(refusal) = refusal(body, flags) {
+        self.answers(first, false, |answer| {
+            if answer.kind != NLMSG_ERROR {
+                found = Some(Ok(answer.body.to_vec()));
+            } else if let Some(refusal) = answer.refusal() {
                 found = Some(Err(refusal));
             }
             Ok(true)
@@ -233,12 +234,12 @@ impl Socket {
             let first = self.send(std::slice::from_ref(message), NLM_F_DUMP)?;
             let mut bodies = Vec::new();
             let mut torn = false;
-            self.answers(first, true, |_, kind, flags, body| {
-                torn |= flags & NLM_F_DUMP_INTR != 0;
-                match kind {
+            self.answers(first, true, |answer| {
+                torn |= answer.flags & NLM_F_DUMP_INTR != 0;
+                match answer.kind {
                     NLMSG_DONE => return Ok(false),
-                    NLMSG_ERROR => return refusal(body, flags).map_or(Ok(false), Err),
-                    _ => bodies.push(body.to_vec()),
+                    NLMSG_ERROR => return answer.refusal().map_or(Ok(false), Err),
+                    _ => bodies.push(answer.body.to_vec()),
                 }
                 Ok(true)
             })?;
@@ -267,16 +268,16 @@ impl Socket {
         &self,
         first: u32,
         wait: bool,
-        mut each: impl FnMut(u32, u16, u16, &[u8]) -> Result<bool, Refusal>,
+        mut each: impl FnMut(&Answer<'_>) -> Result<bool, Refusal>,
     ) -> Result<(), Refusal> {
         let mut buffer = vec![0; RECEIVE_BYTES];
         while let Some(length) = sys::receive(&self.fd, &mut buffer, wait)? {
             let mut rest = &buffer[..length];
-            while let Some((kind, flags, sequence, body, after)) = split(rest) {
+            while let Some((answer, after)) = Answer::split(rest) {
                 rest = after;
                 // What an earlier request that ended in an error left behind is not this one's answer.
-                let ours = sequence.wrapping_sub(first) < self.sequence.wrapping_sub(first);
-                if ours && !each(sequence, kind, flags, body)? {
+                let ours = answer.sequence.wrapping_sub(first) < self.sequence.wrapping_sub(first);
+                if ours && !each(&answer)? {
                     return Ok(());
                 }
             }
@@ -285,33 +286,44 @@ impl Socket {
     }
 }
 
-/// The first message of `bytes`: type, flags, sequence, body, and what follows.
-#[expect(clippy::type_complexity, reason = "one caller takes it apart at once")]
-fn split(bytes: &[u8]) -> Option<(u16, u16, u32, &[u8], &[u8])> {
-    let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
-    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
-    let flags = u16::from_ne_bytes(*bytes.get(6..)?.first_chunk()?);
-    let sequence = u32::from_ne_bytes(*bytes.get(8..)?.first_chunk()?);
-    let body = bytes.get(HEADER_BYTES..length)?;
-    let after = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((kind, flags, sequence, body, after))
+/// One message from the kernel.
+struct Answer<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    body: &'a [u8],
 }
 
-/// What an `NLMSG_ERROR` says; `None` is success.
-fn refusal(body: &[u8], flags: u16) -> Option<Refusal> {
-    let code = body.first_chunk().map_or(-libc::EBADMSG, |bytes| i32::from_ne_bytes(*bytes));
-    if code == 0 {
-        return None;
+impl Answer<'_> {
+    /// The first message of `bytes`, and what follows.
+    fn split(bytes: &[u8]) -> Option<(Answer<'_>, &[u8])> {
+        let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
+        let answer = Answer {
+            kind: u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?),
+            flags: u16::from_ne_bytes(*bytes.get(6..)?.first_chunk()?),
+            sequence: u32::from_ne_bytes(*bytes.get(8..)?.first_chunk()?),
+            body: bytes.get(HEADER_BYTES..length)?,
+        };
+        Some((answer, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
     }
-    // The refused request's header follows the code, and all of the request unless capped; then the words.
-    let request = match flags & NLM_F_CAPPED {
-        0 => body.get(4..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_ne_bytes(*b) as usize),
-        _ => HEADER_BYTES,
-    };
-    let words = (flags & NLM_F_ACK_TLVS != 0)
-        .then(|| attribute(body.get(4 + request.next_multiple_of(4)..)?, NLMSGERR_ATTR_MSG).map(text))
-        .flatten();
-    Some(Refusal { errno: Errno::from_raw(-code), words, message: 0 })
+
+    /// What an `NLMSG_ERROR` says; `None` is success.
+    fn refusal(&self) -> Option<Refusal> {
+        let number = |bytes: &[u8]| bytes.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes));
+        let code = number(self.body).unwrap_or(-libc::EBADMSG);
+        if code == 0 {
+            return None;
+        }
+        // The refused request's header follows the code, and all of the request unless capped; then the words.
+        let whole = self.body.get(4..).and_then(number).and_then(|length| usize::try_from(length).ok());
+        let request = if self.flags & NLM_F_CAPPED == 0 { whole.unwrap_or(0) } else { HEADER_BYTES };
+        let words = (self.flags & NLM_F_ACK_TLVS != 0)
+            .then(|| {
+                attribute(self.body.get(4 + request.next_multiple_of(4)..)?, NLMSGERR_ATTR_MSG).map(text)
+            })
+            .flatten();
+        Some(Refusal { errno: Errno::from_raw(code.wrapping_neg()), words, message: 0 })
+    }
 }
 
 #[cfg(test)]
@@ -335,10 +347,12 @@ mod tests {
     #[test]
     fn hostile_answers_are_no_panic() {
         for bytes in [&[][..], &[1, 0, 0], &[0; 15], &[0; 16], &[255; 40]] {
-            assert!(split(bytes).is_none(), "{bytes:?}");
+            assert!(Answer::split(bytes).is_none(), "{bytes:?}");
         }
+        let refusal = |body: &[u8], flags| Answer { kind: NLMSG_ERROR, flags, sequence: 1, body }.refusal();
         assert_eq!(refusal(&[], 0).map(|r| r.errno), Some(Errno::EBADMSG));
         assert_eq!(refusal(&[255; 8], NLM_F_ACK_TLVS).map(|r| r.words), Some(None));
+        assert_eq!(refusal(&i32::MIN.to_ne_bytes(), 0).map(|r| r.errno), Some(Errno::UnknownErrno));
         assert_eq!(refusal(&[0; 4], 0), None);
     }
 }

@@ -25,18 +25,14 @@ pub(super) fn netlink(protocol: SockProtocol) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// As [`netlink`], in another network namespace: a thread enters it, opens the socket and ends.
-pub(super) fn netlink_in(netns: &File, protocol: SockProtocol) -> nix::Result<OwnedFd> {
+/// Runs `work` in another network namespace: in a thread that enters it, and ends.
+pub(super) fn inside<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let opened = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+        let worker = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
             setns(netns, CloneFlags::CLONE_NEWNET)?;
-            netlink(protocol)
-        });
-        match opened.map(thread::ScopedJoinHandle::join) {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            Err(e) => Err(io_errno(&e)),
-        }
+            Ok(work())
+        })?;
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -74,8 +70,4 @@ fn set_option(fd: &OwnedFd, option: libc::c_int) -> nix::Result<()> {
         libc::setsockopt(fd.as_raw_fd(), libc::SOL_NETLINK, option, std::ptr::from_ref(&on).cast(), length)
     };
     Errno::result(answer).map(drop)
-}
-
-fn io_errno(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

@@ -29,7 +29,6 @@ pub struct Lab {
     pub directory: TempDir,
     /// What the node held before its network was made.
     pub bare: Census,
-    pub bare_forwarding: String,
 }
 
 pub struct Pod {
@@ -49,11 +48,11 @@ impl Lab {
         };
         let router = within(&outside, || Network::open(router).expect("the router's network"));
         router.attach(&uid("node"), &path(&node), &[]).expect("the node's uplink");
-        let bare_forwarding =
-            within(&node, || fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("sysctl"));
+        // A new namespace inherits what the machine has.
+        within(&node, || fs::write("/proc/sys/net/ipv4/ip_forward", "0").expect("sysctl"));
         let bare = within(&node, || census().expect("census"));
         let net = within(&node, || Network::open(config(directory.path())).expect("open"));
-        Lab { outside, node, net, directory, bare, bare_forwarding }
+        Lab { outside, node, net, directory, bare }
     }
 
     pub fn pod(&self, name: &str, ports: &[HostPort]) -> Pod {
