@@ -312,6 +312,7 @@ impl Engine {
 
     fn forget(&mut self, uid: &PodUid) {
         let Some(entry) = self.pods.remove(uid) else { return };
+        coracle_runtime::give_heap_back();
         info!(namespace = entry.spec.namespace, name = entry.spec.name, uid = uid.0, "pod is gone");
         self.tell(&Change { kind: ChangeKind::Deleted, pod: entry.shown() });
         for (other, waiting) in &mut self.pods {

@@ -94,7 +94,7 @@ fn step(model: &mut Model, random: &mut Random, faults: bool) {
         }
     }
     // What was in flight ends some time.
-    if faults && random.chance(50) || !faults {
+    if !faults || random.chance(50) {
         model.observed.in_flight.clear();
     }
     if asleep {

@@ -250,6 +250,34 @@ impl Board {
         Duration::from_micros(self.last_start_microseconds.load(Ordering::Relaxed))
     }
 
+    /// The board's own address towards the outside, if it has one: the source that a route would choose. Nothing is
+    /// sent. Quick.
+    pub fn host_ips(&self) -> Vec<IpAddr> {
+        /// TEST-NET-1 (RFC 5737): an address that is never the board's own.
+        const OUTSIDE: (&str, u16) = ("192.0.2.1", 9);
+        let chosen = || -> io::Result<IpAddr> {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(OUTSIDE)?;
+            Ok(socket.local_addr()?.ip())
+        };
+        // A board without a route outside has no such address.
+        chosen().into_iter().collect()
+    }
+
+    /// The last lines of an instance's log, for `terminationMessagePolicy: FallbackToLogsOnError`: 80 lines and 2048
+    /// bytes at most, as the kubelet takes. Blocking, briefly.
+    pub fn last_log_lines(&self, pod: &PodSpec, instance: &InstanceId) -> String {
+        const LINES: u64 = 80;
+        const BYTES: usize = 2048;
+        let dir = self.settings.layout.logs_of(pod).join(&instance.container);
+        // A container that wrote nothing has no log.
+        let mut text = crate::log::last_lines(&dir, instance.attempt, LINES).unwrap_or_default();
+        while text.len() > BYTES {
+            text.remove(0);
+        }
+        text
+    }
+
     // ---- images ----
 
     /// Whether an image is here. Blocking, briefly.
@@ -561,7 +589,11 @@ impl Board {
             message: format!("image {:?} is not on this board any more", container.image),
         })?;
         let filter = self.filter(container)?;
-        let facts = PodFacts { node_name: self.settings.node_name.clone(), host_ip: None, pod_ips };
+        let facts = PodFacts {
+            node_name: self.settings.node_name.clone(),
+            host_ip: self.host_ips().first().copied(),
+            pod_ips,
+        };
         let score =
             container::oom_score_adj(pod, container, self.memory_bytes_total).max(self.oom_score_floor);
         let about = container::prepare(

@@ -103,6 +103,23 @@ pub async fn send(
     }
 }
 
+/// The text of the last `lines` records of one attempt's current file. Blocking; bounded by the records' own bound.
+pub fn last_lines(dir: &Path, attempt: u32, lines: u64) -> io::Result<String> {
+    let mut file = File::open(dir.join(format!("{attempt}.log")))?;
+    let (_, offset) = from_end(&mut file, lines)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = Vec::new();
+    file.take(lines.saturating_mul(RECORD_BYTES_MAX)).read_to_end(&mut bytes)?;
+    let mut text = Vec::new();
+    for record in bytes.split_inclusive(|b| *b == b'\n') {
+        if let Some((_, whole, line)) = parse(record) {
+            text.extend_from_slice(line);
+            text.extend(whole.then_some(b'\n'));
+        }
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
 /// The files to read, oldest first, and where in the first one to begin.
 fn beginning(current: &Path, tail_lines: Option<u64>) -> io::Result<(Vec<File>, u64)> {
     let mut paths = vec![current.to_path_buf()];

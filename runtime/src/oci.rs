@@ -322,3 +322,6 @@ fn device(device: &Device) -> Value {
     json!({"path": device.path, "type": device.kind.to_string(), "major": device.major, "minor": device.minor,
         "fileMode": device.mode, "uid": device.uid, "gid": device.gid})
 }
+
+#[cfg(test)]
+mod tests;

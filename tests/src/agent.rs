@@ -55,11 +55,9 @@ impl Board {
         Ok(Board { dir, name, agent: None, netns: None })
     }
 
-    /// Lets the agent run in this process's own network namespace: for tests that need no pod network, but a server
-    /// on loopback.
-    pub fn in_own_namespace(mut self) -> Result<Board> {
-        self.netns = Some(File::open("/proc/self/ns/net")?);
-        Ok(self)
+    /// The board's network namespace.
+    pub fn netns(&self) -> Result<&File> {
+        self.netns.as_ref().context("the agent was never started")
     }
 
     /// The agent's root directory.

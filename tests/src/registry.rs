@@ -1,48 +1,45 @@
 //! Debian's `docker-registry` on loopback, with images pushed into it.
 
+use crate::agent::{DEADLINE, in_namespace};
 use crate::image::{Blob, Image};
 use anyhow::{Context, Result, bail};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// Where it listens: the namespace is the board's own, so the port is free.
+pub const ADDRESS: &str = "127.0.0.1:5000";
 
 /// A running registry; gone when dropped.
 #[derive(Debug)]
 pub struct Registry {
     process: Child,
-    /// `127.0.0.1:PORT`.
-    pub address: String,
+    netns: File,
     _dir: tempfile::TempDir,
 }
 
 impl Registry {
-    /// Starts one with an empty store.
-    pub fn start() -> Result<Registry> {
+    /// Starts one with an empty store at [`ADDRESS`] of a board's network namespace.
+    pub fn start(netns: &File) -> Result<Registry> {
         let dir = tempfile::tempdir()?;
-        // Bound and let go: the registry takes the number. Another process could take it first; then it fails loudly.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let address = format!("127.0.0.1:{port}");
         let config = dir.path().join("config.yml");
         let root = dir.path().join("data");
         std::fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
+                "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{ADDRESS}\"}}\n",
                 root.display()
             ),
         )?;
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start docker-registry: apt-get install docker-registry")?;
-        let registry = Registry { process, address, _dir: dir };
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while TcpStream::connect(&registry.address).is_err() {
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let process = in_namespace(netns, || command.spawn())?;
+        let process = process.context("start docker-registry: apt-get install docker-registry")?;
+        let registry = Registry { process, netns: netns.try_clone()?, _dir: dir };
+        let deadline = Instant::now() + DEADLINE;
+        while in_namespace(netns, || TcpStream::connect(ADDRESS).is_err())? {
             if Instant::now() > deadline {
                 bail!("docker-registry does not listen");
             }
@@ -67,7 +64,7 @@ impl Registry {
             self.send("POST", &format!("/v2/{repository}/blobs/uploads/"), "application/octet-stream", b"")?;
         let location =
             answer.lines().find_map(|l| l.strip_prefix("Location: ")).context("no upload location")?.trim();
-        let path = location.split_once(&self.address).map_or(location, |(_, path)| path);
+        let path = location.split_once(ADDRESS).map_or(location, |(_, path)| path);
         let join = if path.contains('?') { '&' } else { '?' };
         self.send(
             "PUT",
@@ -79,12 +76,12 @@ impl Registry {
     }
 
     fn send(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> Result<String> {
-        let mut stream = TcpStream::connect(&self.address)?;
+        let mut stream = in_namespace(&self.netns, || TcpStream::connect(ADDRESS))??;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         write!(
             stream,
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
-            self.address,
+            ADDRESS,
             body.len()
         )?;
         stream.write_all(body)?;

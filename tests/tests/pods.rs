@@ -362,19 +362,15 @@ fn host_namespaces_and_a_shared_pid_namespace() {
 #[test]
 fn images_come_from_a_registry_and_its_mirrors() {
     use coracle_tests::image::Image;
-    use coracle_tests::registry::Registry;
-    let registry = Registry::start().expect("docker-registry");
+    use coracle_tests::registry::{ADDRESS, Registry};
+    let mirrors = ["docker.io", "gcr.io"]
+        .map(|host| format!("[image.registry.\"{host}\"]\nmirrors = [\"{ADDRESS}\"]\nplain_http = true\n"));
+    let board = Board::start(&mirrors.concat()).expect("a board");
+    let registry = Registry::start(board.netns().expect("a namespace")).expect("docker-registry");
     let image = Image::web("web").expect("built");
     registry.push(&image, "team/web", "1").expect("pushed");
     registry.push(&image, "library/web", "latest").expect("pushed");
-    let mirrors = ["docker.io", "gcr.io"].map(|host| {
-        format!("[image.registry.\"{host}\"]\nmirrors = [\"{}\"]\nplain_http = true\n", registry.address)
-    });
-    let board = Board::prepare(&mirrors.concat()).expect("a board");
-    // The registry listens in this namespace, so the agent runs in it too: pulling needs no pod network.
-    let mut board = board.in_own_namespace().expect("joined");
-    board.start_agent().expect("starts");
-    for name in [format!("{}/team/web:1", registry.address), "web".into(), "gcr.io/team/web:1".into()] {
+    for name in [format!("{ADDRESS}/team/web:1"), "web".into(), "gcr.io/team/web:1".into()] {
         let said = board.run(&["image", "pull", &name]).expect("pulled");
         assert!(said.contains("pulled (sha256:"), "{said}");
     }
@@ -383,8 +379,7 @@ fn images_come_from_a_registry_and_its_mirrors() {
         listed.contains("docker.io/library/web:latest") && listed.contains("gcr.io/team/web:1"),
         "{listed}"
     );
-    let failed =
-        board.coracle(&["image", "pull", &format!("{}/team/none:1", registry.address)]).expect("runs");
+    let failed = board.coracle(&["image", "pull", &format!("{ADDRESS}/team/none:1")]).expect("runs");
     assert!(String::from_utf8_lossy(&failed.stderr).contains("not found"), "{failed:?}");
     board.run(&["image", "prune"]).expect("prunes");
     assert!(!board.run(&["image", "ls"]).expect("lists").contains("team/web"));

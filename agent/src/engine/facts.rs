@@ -47,6 +47,7 @@ impl Engine {
             sandbox: adopted.sandbox,
             instances: adopted.instances,
             residue: adopted.residue,
+            host_ips: self.board.host_ips(),
             ..Default::default()
         };
         self.resource_version += 1;
@@ -137,6 +138,8 @@ impl Engine {
             Done::Sandbox { ips, shim, events } => {
                 entry.observed.sandbox = Sandbox::Ready { ips, since: now };
                 entry.observed.residue = true;
+                // The board may have got another address since the pod was first seen.
+                entry.observed.host_ips = self.board.host_ips();
                 entry.shim = Some(shim);
                 listen = Some(events);
             }
@@ -159,6 +162,7 @@ impl Engine {
                 );
             }
             Done::Started { instance, started, about } => {
+                coracle_runtime::give_heap_back();
                 // A container that ended at once may have told so before its start was answered.
                 entry.observed.instances.entry(instance).or_insert(Instance {
                     state: InstanceState::Running { started },
@@ -204,7 +208,16 @@ impl Engine {
         match event {
             ShimEvent::Exited { instance, report } => {
                 let Some(id) = parse_instance(&instance) else { return };
-                let exit = self.board.exit(&report);
+                let mut exit = self.board.exit(&report);
+                let fallback = entry
+                    .spec
+                    .containers
+                    .iter()
+                    .chain(&entry.spec.init_containers)
+                    .any(|c| c.name == id.container && c.termination_message_from_logs);
+                if fallback && exit.code != 0 && exit.message.is_empty() {
+                    exit.message = self.board.last_log_lines(&entry.spec, &id);
+                }
                 let about = self.board.about(uid, &id);
                 let known = entry.observed.instances.entry(id).or_insert(Instance {
                     state: InstanceState::Created,
