@@ -70,6 +70,38 @@ impl Board {
         &self.name
     }
 
+    /// Puts the board's root on a disk of its own: a tmpfs of so many bytes. Before the agent starts.
+    pub fn limit_disk(&self, bytes: u64) -> Result<()> {
+        use nix::mount::{MsFlags, mount};
+        let aside = self.dir.path().join("aside");
+        fs::rename(self.root(), &aside)?;
+        fs::create_dir(self.root())?;
+        let options = format!("size={bytes},mode=755");
+        mount(Some("tmpfs"), &self.root(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?;
+        for dir in ["manifests", "preload"] {
+            fs::create_dir(self.root().join(dir))?;
+            for entry in fs::read_dir(aside.join(dir))? {
+                let entry = entry?;
+                fs::copy(entry.path(), self.root().join(dir).join(entry.file_name()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes until nothing more fits.
+    pub fn fill_disk(&self) -> Result<()> {
+        let mut file = File::create(self.root().join("filling"))?;
+        for block in [vec![1; 1 << 16], vec![1; 512]] {
+            while file.write_all(&block).is_ok() {}
+        }
+        Ok(())
+    }
+
+    /// The reverse of [`Board::fill_disk`].
+    pub fn free_disk(&self) -> Result<()> {
+        Ok(fs::remove_file(self.root().join("filling"))?)
+    }
+
     /// The agent's process.
     pub fn agent_pid(&self) -> Option<u32> {
         self.agent.as_ref().map(Child::id)

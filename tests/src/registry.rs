@@ -101,3 +101,46 @@ impl Drop for Registry {
         }
     }
 }
+
+/// Where the [`CuttingProxy`] listens.
+pub const PROXY_ADDRESS: &str = "127.0.0.1:5001";
+
+/// A bad link to the registry: every connection is cut after so many bytes of its answers.
+#[derive(Debug)]
+pub struct CuttingProxy {
+    bytes: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl CuttingProxy {
+    /// Listens in the namespace until the test's process ends.
+    pub fn start(netns: &File, cut_after: u64) -> Result<CuttingProxy> {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        let listener = in_namespace(netns, || std::net::TcpListener::bind(PROXY_ADDRESS))??;
+        let bytes = std::sync::Arc::new(AtomicU64::new(0));
+        let (counter, netns) = (bytes.clone(), netns.try_clone()?);
+        std::thread::spawn(move || {
+            for client in listener.incoming().filter_map(std::io::Result::ok) {
+                let Ok(Ok(server)) = in_namespace(&netns, || TcpStream::connect(ADDRESS)) else { continue };
+                let (Ok(mut up), Ok(mut requests)) = (server.try_clone(), client.try_clone()) else {
+                    continue;
+                };
+                std::thread::spawn(move || std::io::copy(&mut requests, &mut up));
+                let counter = counter.clone();
+                std::thread::spawn(move || {
+                    let (mut answers, mut client) = (server.take(cut_after), client);
+                    let copied = std::io::copy(&mut answers, &mut client).unwrap_or(0);
+                    counter.fetch_add(copied, Ordering::Relaxed);
+                    // Both ends see it: the bad link is gone.
+                    drop(client.shutdown(std::net::Shutdown::Both));
+                    drop(answers.into_inner().shutdown(std::net::Shutdown::Both));
+                });
+            }
+        });
+        Ok(CuttingProxy { bytes })
+    }
+
+    /// Bytes that came through.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}

@@ -384,3 +384,67 @@ fn images_come_from_a_registry_and_its_mirrors() {
     board.run(&["image", "prune"]).expect("prunes");
     assert!(!board.run(&["image", "ls"]).expect("lists").contains("team/web"));
 }
+
+#[test]
+fn an_interrupted_pull_goes_on_from_the_bytes_that_are_there() {
+    use coracle_tests::image::Image;
+    use coracle_tests::registry::{ADDRESS, CuttingProxy, PROXY_ADDRESS, Registry};
+    let board = Board::start("").expect("a board");
+    let netns = board.netns().expect("a namespace");
+    let registry = Registry::start(netns).expect("docker-registry");
+    registry.push(&Image::web("web").expect("built"), "team/web", "1").expect("pushed");
+    // Every connection is cut after so many bytes: no layer comes through in one piece.
+    let proxy = CuttingProxy::start(netns, 300_000).expect("a proxy");
+    let name = format!("{PROXY_ADDRESS}/team/web:1");
+    let mut attempts = 0;
+    while !board.coracle(&["image", "pull", &name]).expect("runs").status.success() {
+        attempts += 1;
+        assert!(attempts < 20, "pulls do not get on: {}", board.log());
+    }
+    let through_cuts = proxy.bytes();
+    // Straight from the registry it is the same image, all of it here already.
+    let straight = board.run(&["image", "pull", &format!("{ADDRESS}/team/web:1")]).expect("pulled");
+    assert!(straight.contains("pulled (sha256:"));
+    let listed = board.run(&["image", "ls"]).expect("lists");
+    let ids: Vec<&str> = listed
+        .lines()
+        .filter(|l| l.contains("team/web"))
+        .filter_map(|l| l.split_whitespace().nth(1))
+        .collect();
+    assert!(ids.len() == 2 && ids[0] == ids[1], "{listed}");
+    let size: u64 = Image::web("web")
+        .expect("built")
+        .blobs()
+        .expect("built")
+        .layers
+        .iter()
+        .map(|l| l.bytes.len() as u64)
+        .sum();
+    assert!(through_cuts < size * 2, "{through_cuts} bytes came for {size}: they were fetched again");
+}
+
+#[test]
+fn a_full_disk_is_told_and_harms_no_running_pod() {
+    let mut board = Board::prepare("").expect("a board");
+    board.limit_disk(24 << 20).expect("a small disk");
+    board.start_agent().expect("starts");
+    board.apply(&pod("good", SLEEP, "")).expect("applied");
+    board.wait("good", "running", running).expect("runs");
+    board.fill_disk().expect("filled");
+    let full = board.apply(&pod("late", SLEEP, "")).expect_err("nothing can be stored").to_string();
+    assert!(full.contains("No space left on device") || full.contains("not stored"), "{full}");
+    let archive = board.root().join("preload/web.tar");
+    let import = board.coracle(&["image", "import", archive.to_str().expect("UTF-8")]).expect("runs");
+    assert!(
+        import.status.success() || String::from_utf8_lossy(&import.stderr).contains("no space left"),
+        "{import:?}"
+    );
+    assert!(board.run(&["exec", "good", "--", "echo", "alive"]).expect("runs on").contains("alive"));
+    board.free_disk().expect("freed");
+    // The next commit tries the disk again.
+    let deadline = std::time::Instant::now() + coracle_tests::agent::DEADLINE;
+    while board.apply(&pod("late", SLEEP, "")).is_err() {
+        assert!(std::time::Instant::now() < deadline, "the store does not recover: {}", board.log());
+    }
+    board.wait("late", "running", running).expect("runs");
+}
