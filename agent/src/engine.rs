@@ -135,8 +135,23 @@ impl Engine {
                 error!(message = %refusal.message, "a stored pod is no longer valid and is left out");
             }
         }
+        engine.order_successors();
         engine.clear_strangers().await;
         Ok((engine, outbox))
+    }
+
+    /// Of two pods of one name the one that is being deleted goes first.
+    fn order_successors(&mut self) {
+        let name = |e: &Entry| (e.spec.namespace.clone(), e.spec.name.clone());
+        let leaving: BTreeMap<_, PodUid> = self
+            .pods
+            .iter()
+            .filter(|(_, e)| e.spec.deletion.is_some())
+            .map(|(uid, e)| (name(e), uid.clone()))
+            .collect();
+        for entry in self.pods.values_mut().filter(|e| e.spec.deletion.is_none()) {
+            entry.blocked_by = leaving.get(&name(entry)).cloned();
+        }
     }
 
     /// Runs until `stop` resolves. Pods go on without us.

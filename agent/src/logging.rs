@@ -1,5 +1,6 @@
 //! Logs: one line each on stderr, or structured to journald when systemd started us.
 
+use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::prelude::*;
 
@@ -13,6 +14,11 @@ pub fn start() {
     let journald = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     match journald {
         Some(layer) => registry.with(layer.with_syslog_identifier("coracle".into())).init(),
-        None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init(),
+        None => {
+            let colours = std::io::stderr().is_terminal();
+            registry
+                .with(tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(std::io::stderr))
+                .init();
+        }
     }
 }

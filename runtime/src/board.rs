@@ -150,7 +150,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// Opens everything that pods need. Blocking; idempotent; the reverse is [`Board::close`].
+    /// Opens everything that pods need. Blocking; idempotent.
     pub fn open(settings: Settings) -> Result<Board, OpenError> {
         let layout = &settings.layout;
         for dir in [
@@ -182,14 +182,6 @@ impl Board {
             last_start_microseconds: AtomicU64::new(0),
             settings,
         })
-    }
-
-    /// Undoes [`Board::open`] once no pod is left: bridge, rules, cgroups, the held helper. Blocking; idempotent.
-    pub fn close(&self) -> Result<(), OpenError> {
-        self.network.teardown()?;
-        self.tree.remove()?;
-        sandbox::unmount_below(&self.settings.layout.run)?;
-        Ok(())
     }
 
     /// As given at start.
@@ -755,8 +747,8 @@ fn remove_file(path: &Path) -> io::Result<()> {
 }
 
 /// Binds this very binary read-only at `RUN/rt/coracle`: helpers are started from there, so that a container which
-/// gets at `/proc/PID/exe` of one cannot overwrite the agent (CVE-2019-5736), and an upgrade of the file on disk
-/// does not change what running shims call. Idempotent.
+/// gets at `/proc/PID/exe` of one cannot overwrite the agent (CVE-2019-5736), and shims have one
+/// path to call whatever happens to the file on disk until the agent is started again. Idempotent.
 fn hold_helper(layout: &Layout) -> Result<(), OpenError> {
     use nix::mount::{MsFlags, mount};
     let path = layout.helper();
