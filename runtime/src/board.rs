@@ -27,7 +27,6 @@ use coracle_pod::spec::{PodSpec, PodUid};
 use coracle_shim::record::ExitReport;
 use coracle_shim::wire::Phase;
 use serde::{Deserialize, Serialize};
-use sha2::Digest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs;
