@@ -127,7 +127,7 @@ impl Log {
             }
         }
         self.write(&batch, now);
-        let used = !batch.is_empty() || before.is_empty();
+        let used = before.is_empty();
         drop(batch);
         if used {
             held.clear();
@@ -153,29 +153,9 @@ impl Log {
     }
 
     fn write(&mut self, records: &[Record<'_>], now: &Stamp) {
-        if records.is_empty() {
-            return;
-        }
-        self.confess(now);
-        let mut rest = records;
-        while !rest.is_empty() {
-            let mut end = 0;
-            let mut size = self.size;
-            while end < rest.len() && (size == 0 || size + rest[end].length() <= self.bounds.bytes_max) {
-                size += rest[end].length();
-                end += 1;
-            }
-            let (fit, beyond) = rest.split_at(end);
-            if !fit.is_empty() {
-                self.write_here(fit);
-            }
-            if !beyond.is_empty()
-                && let Err(error) = self.rotate()
-            {
-                self.drop_records(beyond, error);
-                return;
-            }
-            rest = beyond;
+        if !records.is_empty() {
+            self.confess(now);
+            self.write_bounded(records);
         }
     }
 
@@ -187,9 +167,37 @@ impl Log {
             self.dropped.records, self.dropped.bytes
         );
         let before = std::mem::take(&mut self.dropped);
-        self.write_here(&[Record([&head(&now.rfc3339(), Stream::Stderr, true), text.as_bytes(), b"", b""])]);
+        self.write_bounded(&[Record([
+            &head(&now.rfc3339(), Stream::Stderr, true),
+            text.as_bytes(),
+            b"",
+            b"",
+        ])]);
         if self.dropped.why.is_some() {
             self.dropped = before;
+        }
+    }
+
+    fn write_bounded(&mut self, records: &[Record<'_>]) {
+        let mut rest = records;
+        while !rest.is_empty() {
+            if let Err(error) = self.ready() {
+                return self.drop_records(rest, error);
+            }
+            let mut end = 0;
+            let mut size = self.size;
+            while end < rest.len() && (size == 0 || size + rest[end].length() <= self.bounds.bytes_max) {
+                size += rest[end].length();
+                end += 1;
+            }
+            let (fit, beyond) = rest.split_at(end);
+            self.write_here(fit);
+            if !beyond.is_empty()
+                && let Err(error) = self.rotate()
+            {
+                return self.drop_records(beyond, error);
+            }
+            rest = beyond;
         }
     }
 
@@ -212,7 +220,10 @@ impl Log {
             whole += 1;
         }
         self.size += bytes;
-        self.torn |= written > bytes;
+        if written > bytes {
+            // Tried again before the next record, should the disk refuse this as well.
+            self.torn = self.file.as_ref().is_none_or(|file| file.set_len(self.size).is_err());
+        }
         self.drop_records(&records[whole..], error);
     }
 

@@ -17,11 +17,13 @@
 //!
 //! # Left out on purpose
 //! Policy. The shim restarts nothing, kills nothing by itself and removes no cgroup. When the shim is killed its
-//! containers live on until the agent kills them by their cgroup.
+//! containers die by the parent-death signal that the helper gave them, and what they left by their cgroup, which
+//! the agent kills.
 
 mod child;
 pub mod clock;
 mod cri;
+mod helper;
 pub mod packet;
 pub mod pause;
 pub mod record;

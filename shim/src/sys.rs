@@ -233,6 +233,11 @@ pub(crate) fn ignore_signals() {
     }
 }
 
+/// Reaps `pid` if it has ended.
+pub(crate) fn wait(pid: i32) -> io::Result<Option<Status>> {
+    wait_raw(pid).map(|ended| ended.map(|(_, status)| status))
+}
+
 /// Reaps any child that has ended.
 pub(crate) fn wait_any() -> io::Result<Option<(i32, Status)>> {
     match wait_raw(-1) {
@@ -265,6 +270,13 @@ pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
     assert!(pid > 1, "kill of pid {pid} would reach more than one process");
     // SAFETY: no pointer is passed.
     check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Kills a child that this process has not reaped, and leaves the reaping to the SIGCHLD that follows.
+pub(crate) fn end(pid: i32) {
+    let killed = kill(pid, libc::SIGKILL);
+    // An unreaped child exists and is the shim's to signal, unless it changed its user below a shim without root.
+    debug_assert!(killed.is_ok(), "SIGKILL of child {pid}: {killed:?}");
 }
 
 /// Starts `program` with `stdio` as its descriptors 0 to 2 and `result` as 3, and nothing else.
@@ -390,6 +402,20 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
         let flags = check(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
         check(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)).map(drop)
     }
+}
+
+/// Asks for a pipe buffer of `bytes`.
+pub(crate) fn set_pipe_size(fd: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    // SAFETY: no pointer is passed.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) }).map(drop)
+}
+
+/// Bytes that can be read now.
+pub(crate) fn bytes_waiting(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
 /// Sets a terminal's size; the kernel tells the foreground job by SIGWINCH.

@@ -166,7 +166,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if let Err(error) = umount2(&self.mount, MntFlags::empty()) {
+        // Lazily: sled closes its file in a thread of its own, some time after the store was dropped.
+        if let Err(error) = umount2(&self.mount, MntFlags::MNT_DETACH) {
             assert!(std::thread::panicking(), "unmount {}: {error}", self.mount.display());
         }
     }
