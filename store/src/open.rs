@@ -8,11 +8,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Duration;
 
 /// Damaged stores that are kept for whoever wants to look; the oldest goes first.
 const QUARANTINES_MAX: usize = 2;
 /// Exit code of a check that met the disk's refusal rather than damage.
 const ENVIRONMENT: i32 = 3;
+
+/// How often, and at what distance, a locked store is tried: a second in all.
+const LOCK_TRIES: u32 = 50;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A store, and what had to be done to have it.
 #[derive(Debug)]
@@ -79,7 +84,19 @@ fn sound_by(mut command: Command) -> io::Result<Result<(), String>> {
     })
 }
 
+/// Opens, and waits a moment for whoever has just closed it: sled lets its lock go in a thread of its own, some time
+/// after the store is dropped, and flock(2) tells nobody.
 pub(crate) fn sled_open(dir: &Path) -> Result<(sled::Db, File), StoreError> {
+    for _ in 0..LOCK_TRIES {
+        match sled_open_now(dir) {
+            Err(StoreError::InUse(_)) => std::thread::sleep(LOCK_PAUSE),
+            opened => return opened,
+        }
+    }
+    sled_open_now(dir)
+}
+
+fn sled_open_now(dir: &Path) -> Result<(sled::Db, File), StoreError> {
     let config = sled::Config::new().path(dir).flush_every_ms(None).cache_capacity(CACHE_BYTES);
     let db = config.open().map_err(|e| translate(dir, e))?;
     let path = dir.join("db");

@@ -217,7 +217,7 @@ fn limits_hold_and_an_oom_kill_is_told() {
 #[test]
 fn security_settings_are_what_the_container_gets() {
     let board = Board::start("").expect("a board");
-    let status = "grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:|^Uid' /proc/self/status; id; touch /x 2>&1; cat /dev/mem 2>&1 | head -c1; sleep 1000";
+    let status = "grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:|^Uid|SigBlk' /proc/self/status; id; touch /x 2>&1; cat /dev/mem 2>&1 | head -c1; sleep 1000";
     let check = |name: &str, security: &str, expected: &[&str], absent: &[&str]| {
         let text = pod(name, status, "") + &format!("    securityContext: {security}\n");
         board.apply(&text).expect("applied");
@@ -238,7 +238,13 @@ fn security_settings_are_what_the_container_gets() {
     check(
         "plain",
         "{}",
-        &["Seccomp:\t2", "NoNewPrivs:\t0", "CapBnd:\t00000000a80425fb", "uid=0(root)"],
+        &[
+            "Seccomp:\t2",
+            "NoNewPrivs:\t0",
+            "CapBnd:\t00000000a80425fb",
+            "uid=0(root)",
+            "SigBlk:\t0000000000000000",
+        ],
         &["touch:"],
     );
     check(

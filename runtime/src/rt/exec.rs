@@ -168,7 +168,7 @@ fn in_container(
 }
 
 /// The shim ignores some signals and blocks others; a container's process starts with neither.
-fn reset_signals() -> Result<(), String> {
+pub(super) fn reset_signals() -> Result<(), String> {
     for number in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
         sys::default_signal(number).map_err(text)?;
     }

@@ -91,6 +91,8 @@ impl Workload {
             args.iter().map(|a| CString::new(a.as_str())).collect::<Result<Vec<_>, _>>().map_err(text)?;
         let env = environment()?;
         let program = CString::new(program.as_os_str().as_bytes()).map_err(text)?;
+        // Rust ignores SIGPIPE from the start, and an ignored signal stays ignored across execve.
+        super::exec::reset_signals()?;
         // The container dies with its shim: no orphan runs unwatched. prctl(2); kept across execve.
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(text)?;
         if let Some(filter) = &self.filter {
