@@ -28,7 +28,12 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Agent { config } => agent::main(&cli.place.root, config.as_deref()).map(|()| 0),
         Command::StoreCheck { dir } => Ok(coracle_store::check(dir)),
-        _ => runtime().and_then(|runtime| runtime.block_on(cli::run(cli))),
+        _ => runtime().and_then(|runtime| {
+            let outcome = runtime.block_on(cli::run(cli));
+            // Not waited for: a thread may still be reading a terminal that nobody types at.
+            runtime.shutdown_background();
+            outcome
+        }),
     };
     match outcome {
         Ok(code) => exit_code(code),

@@ -97,6 +97,17 @@ fn a_pod_cannot_send_from_a_foreign_address() {
     assert_eq!(first.as_deref(), Ok(pod.address.as_str()), "the honest packet, sent last, arrives first");
 }
 
+/// CVE-2020-8558: the bridge lets 127.0.0.0/8 pass for hostPorts, but a pod must not reach what listens there.
+#[test]
+fn a_pod_cannot_reach_the_loopback_of_the_host() {
+    let lab = Lab::new();
+    let pod = lab.pod("one", &[]);
+    let node = udp_listen(&lab.node, "127.0.0.1:7000");
+    let client = udp_listen(&lab.node, "127.0.0.1:0");
+    net_lab::to_loopback_of_the_host(&pod.netns, [10, 88, 0, 2], [0x0a, 0x58, 10, 88, 0, 1], 7000);
+    assert_eq!(udp_ask(&client, "127.0.0.1:7000", &node).as_deref(), Ok("127.0.0.1"), "the host itself may");
+}
+
 #[test]
 fn attach_and_detach_may_be_repeated_and_leave_nothing() {
     let lab = Lab::new();
@@ -124,7 +135,7 @@ fn attach_and_detach_may_be_repeated_and_leave_nothing() {
 #[test]
 fn teardown_leaves_the_machine_as_it_was() {
     let lab = Lab::new();
-    lab.pod("one", &[port(Protocol::Tcp, 8080, 80)]);
+    let _alive = lab.pod("one", &[port(Protocol::Tcp, 8080, 80)]);
     let forwarding =
         || within(&lab.node, || fs::read_to_string("/proc/sys/net/ipv4/ip_forward").expect("sysctl"));
     assert_eq!(forwarding(), "1\n");
@@ -176,7 +187,7 @@ fn damage_by_others_is_repaired() {
 #[test]
 fn what_cannot_be_had_is_said_clearly() {
     let lab = Lab::new();
-    lab.pod("one", &[port(Protocol::Tcp, 8080, 80)]);
+    let _alive = lab.pod("one", &[port(Protocol::Tcp, 8080, 80)]);
     let before = lab.census();
     let second = netns();
     let check = |answer: Result<(), NetError>, expected: &str| {

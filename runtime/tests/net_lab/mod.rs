@@ -31,6 +31,8 @@ pub struct Lab {
     pub bare: Census,
 }
 
+/// A pod on the node's network. Its namespace, and the link with it, goes when this is dropped.
+#[must_use]
 pub struct Pod {
     pub netns: File,
     pub address: String,
@@ -175,6 +177,36 @@ pub fn spoof(netns: &File, from: &str, to: &str) {
         let address = |text: String| text.parse::<SockaddrIn>().expect("an address");
         bind(socket.as_raw_fd(), &address(format!("{from}:7001"))).expect("bind");
         sendto(socket.as_raw_fd(), b"forged", &address(to.into()), MsgFlags::empty()).expect("sendto");
+    });
+}
+
+/// Puts a datagram to 127.0.0.1 on the wire to the bridge, which a pod's own routing never would.
+pub fn to_loopback_of_the_host(netns: &File, from: [u8; 4], gateway_mac: [u8; 6], port: u16) {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket};
+    let udp_length = 8 + 6u16;
+    let mut ip = vec![0x45, 0];
+    ip.extend((20 + udp_length).to_be_bytes());
+    ip.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    ip.extend(from);
+    ip.extend([127, 0, 0, 1]);
+    let sum: u32 = ip.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).expect("folded");
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let mut frame = gateway_mac.to_vec();
+    frame.extend([0x0a, 0x58, from[0], from[1], from[2], from[3], 0x08, 0x00]);
+    frame.extend(ip);
+    for field in [7001, port, udp_length, 0] {
+        frame.extend(field.to_be_bytes());
+    }
+    frame.extend(b"forged");
+    within(netns, || {
+        let kind = (AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC);
+        let socket = socket(kind.0, kind.1, kind.2, None).expect("packet socket");
+        let links = nix::ifaddrs::getifaddrs().expect("links");
+        let eth0 = links.filter(|link| link.interface_name == "eth0").filter_map(|link| link.address);
+        let eth0 = eth0.filter_map(|address| address.as_link_addr().copied()).next().expect("eth0");
+        sendto(socket.as_raw_fd(), &frame, &eth0, MsgFlags::empty()).expect("sendto");
     });
 }
 
