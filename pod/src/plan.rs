@@ -96,6 +96,8 @@ impl<'a> Planner<'a> {
                 self.pull_images();
                 self.drive_containers();
                 self.probe();
+                self.continue_stopping();
+                self.remove_old();
             }
         }
         false
@@ -107,7 +109,7 @@ impl<'a> Planner<'a> {
         }
         let until = self.backoff_end(&self.history.sandbox.clone());
         if self.passed(until) {
-            self.actions.push(Action::CreateSandbox);
+            self.order(Action::CreateSandbox);
         }
     }
 
@@ -117,7 +119,7 @@ impl<'a> Planner<'a> {
         }
         let until = self.backoff_end(&self.history.sandbox.clone());
         if self.passed(until) {
-            self.actions.push(Action::StopSandbox);
+            self.order(Action::StopSandbox);
         }
     }
 
@@ -184,6 +186,17 @@ impl<'a> Planner<'a> {
 
     fn in_flight(&self, key: &ActionKey) -> bool {
         self.seen.in_flight.contains(key)
+    }
+
+    /// Adds an action, unless its object has one under way or in this plan already: whoever executes the plan skips
+    /// the second, so history may claim only what this returned `true` for.
+    fn order(&mut self, action: Action) -> bool {
+        let key = action.key();
+        let free = !self.in_flight(&key) && !self.actions.iter().any(|other| other.key() == key);
+        if free {
+            self.actions.push(action);
+        }
+        free
     }
 
     // ---- time ----

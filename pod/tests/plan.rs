@@ -3,7 +3,7 @@
 mod model;
 
 use coracle_pod::action::Action;
-use coracle_pod::observed::{InstanceState, Reason, Sandbox};
+use coracle_pod::observed::{InstanceState, ProbeKey, ProbeKind, Reason, Sandbox};
 use model::{Model, pod};
 use std::time::Duration;
 
@@ -97,6 +97,41 @@ fn restart_policies_decide_phase_and_restart() {
     check("OnFailure", 1, "Running");
     check("Never", 0, "Succeeded");
     check("Never", 1, "Failed");
+}
+
+/// Guards against a SIGTERM that history had as sent while the removal of an old attempt took its place: the
+/// container then got nothing but SIGKILL.
+#[test]
+fn a_signal_and_the_removal_of_an_old_attempt_do_not_share_a_plan() {
+    let probed = ONE.replace(
+        "imagePullPolicy: IfNotPresent",
+        "imagePullPolicy: IfNotPresent, livenessProbe: {tcpSocket: {port: 1}, failureThreshold: 1}",
+    );
+    let mut model = Model::new(pod(&probed));
+    settle(&mut model);
+    let first = model.running().pop().expect("runs");
+    model.exit(&first, 1);
+    settle(&mut model);
+    let second = model.running().pop().expect("runs");
+    model.exit(&second, 1);
+    model.pass(Duration::from_secs(10));
+    let plan = model.plan();
+    // The third attempt is up before the first one's removal was tried, and fails its probe at once.
+    let starts = |a: &&Action| matches!(a, Action::StartContainer { .. });
+    plan.actions.iter().filter(starts).for_each(|action| model.obey(action));
+    let third = model.running().pop().expect("runs");
+    assert!(model.observed.instances.contains_key(&first), "not removed yet");
+    model.probed(ProbeKey { instance: third.clone(), kind: ProbeKind::Liveness }, false);
+    let plan = model.plan();
+    assert!(
+        matches!(plan.actions.as_slice(), [Action::Signal { signal: 15, instance }] if *instance == third),
+        "{:?}",
+        plan.actions
+    );
+    plan.actions.iter().for_each(|action| model.obey(action));
+    model.exit(&third, 143);
+    settle(&mut model);
+    assert!(!model.observed.instances.contains_key(&first), "removed in its turn");
 }
 
 #[test]

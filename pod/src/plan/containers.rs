@@ -12,16 +12,12 @@ impl Planner<'_> {
         // One init container at a time: the first that has not succeeded.
         for container in &spec.init_containers {
             if self.stage(container, true) != Stage::Ended {
-                self.drive(container, true);
-                self.continue_stopping();
-                return self.remove_old();
+                return self.drive(container, true);
             }
         }
         for container in &spec.containers {
             self.drive(container, false);
         }
-        self.continue_stopping();
-        self.remove_old();
     }
 
     fn drive(&mut self, container: &ContainerSpec, init: bool) {
@@ -71,7 +67,7 @@ impl Planner<'_> {
         entry.stopping = None;
         entry.lost = false;
         self.history.probes.retain(|(container, _), _| container != name);
-        self.actions.push(Action::StartContainer { instance });
+        self.order(Action::StartContainer { instance });
     }
 
     fn asking(&self, image: &str) -> bool {
@@ -80,14 +76,12 @@ impl Planner<'_> {
     }
 
     /// The attempt before the current one stays for `logs --previous`; older ones go.
-    fn remove_old(&mut self) {
+    pub(super) fn remove_old(&mut self) {
         for (instance, seen) in &self.seen.instances {
             let current = self.of(&instance.container).and_then(|h| h.current.as_ref()).map(|c| c.attempt);
             let old = current.is_some_and(|current| instance.attempt.saturating_add(1) < current);
-            let key = ActionKey::Container(instance.container.clone());
-            let free = !self.in_flight(&key) && !self.actions.iter().any(|a| a.key() == key);
-            if old && free && matches!(seen.state, InstanceState::Exited(_)) {
-                self.actions.push(Action::RemoveContainer { instance: instance.clone(), log: true });
+            if old && matches!(seen.state, InstanceState::Exited(_)) {
+                self.order(Action::RemoveContainer { instance: instance.clone(), log: true });
             }
         }
     }

@@ -45,7 +45,7 @@ impl Planner<'_> {
                 self.event(EventType::Normal, "Pulling", format!("Pulling image \"{image}\""), Some(name));
             }
             self.history.asked.insert(container.name.clone());
-            self.actions.push(Action::PullImage { image: image.clone(), always: asks });
+            self.order(Action::PullImage { image: image.clone(), always: asks });
         }
     }
 

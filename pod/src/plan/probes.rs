@@ -26,7 +26,6 @@ impl Planner<'_> {
                 }
             }
         }
-        self.continue_stopping();
     }
 
     /// Whether the startup probe has succeeded, or there is none: `status.started`.
@@ -104,10 +103,9 @@ impl Planner<'_> {
         let first = self.after(&started, probe.initial_delay);
         let last = self.counters(name, kind, instance.attempt).last_run;
         let due = last.map_or(first, |last| last.saturating_add(probe.period));
-        if self.passed(due) {
+        if self.passed(due) && self.order(Action::Probe { key }) {
             let now = self.now.monotonic;
             self.counters(name, kind, instance.attempt).last_run = Some(now);
-            self.actions.push(Action::Probe { key });
         }
     }
 }

@@ -42,7 +42,7 @@ impl Planner<'_> {
                 }
                 let end = self.backoff_end(&self.history.sandbox.clone());
                 if self.passed(end) {
-                    self.actions.push(Action::RemovePod);
+                    self.order(Action::RemovePod);
                 }
             }
         }
@@ -86,9 +86,11 @@ impl Planner<'_> {
     }
 
     fn send(&mut self, instance: InstanceId, signal: i32) {
-        if let Some(stopping) = &mut self.entry(&instance.container).stopping {
+        let container = instance.container.clone();
+        if self.order(Action::Signal { instance, signal })
+            && let Some(stopping) = &mut self.entry(&container).stopping
+        {
             stopping.sent = Some(signal);
         }
-        self.actions.push(Action::Signal { instance, signal });
     }
 }

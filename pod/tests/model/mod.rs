@@ -60,6 +60,10 @@ impl Model {
     /// Plans, checks that planning again asks for nothing new, and takes the history over.
     pub fn plan(&mut self) -> Plan {
         let plan = coracle_pod::plan(&self.spec, &self.observed, &self.history, &self.now);
+        let mut keys: Vec<ActionKey> = plan.actions.iter().map(Action::key).collect();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), plan.actions.len(), "one action for one object: {:?}", plan.actions);
         let mut observed = self.observed.clone();
         observed.in_flight.extend(plan.actions.iter().map(Action::key));
         let again = coracle_pod::plan(&self.spec, &observed, &plan.history, &self.now);
