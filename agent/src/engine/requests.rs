@@ -1,0 +1,273 @@
+//! What the engine is asked for, and what the manifest directory wants of it.
+//!
+//! A request that changes something is answered once its change is durable ([`Answer`]); one that only reads is
+//! answered at once.
+
+use super::{Answer, Engine, Entry, WATCH_MAX, facts};
+use crate::record::{PodRecord, Source};
+use crate::request::{Applied, Change, ChangeKind, Outcome, Refusal, Request, Target};
+use crate::sources::{self, FileManifest};
+use coracle_pod::observed::InstanceState;
+use coracle_pod::spec::PodUid;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+impl Engine {
+    pub(super) async fn answer(&mut self, request: Request) {
+        // Whoever asked may have hung up; that is theirs to decide.
+        let heard = match request {
+            Request::Pods(to) => to.send(self.pods.values().map(Entry::shown).collect()).is_ok(),
+            Request::Watch(to) => self.watch(to),
+            Request::Events(to) => to.send(self.events.list()).is_ok(),
+            Request::ImagesInUse(to) => to.send(self.images_in_use()).is_ok(),
+            Request::ImagesChanged => {
+                self.look_at_images();
+                true
+            }
+            Request::Container { namespace, name, container, answer } => {
+                answer.send(self.target(&namespace, &name, &container)).is_ok()
+            }
+            Request::Apply { pods, answer } => match self.apply(pods, &Source::Apply).await {
+                Ok(applied) => {
+                    self.pending.answers.push(Answer::Applied(answer, applied));
+                    true
+                }
+                Err(refusal) => answer.send(Err(refusal)).is_ok(),
+            },
+            Request::Delete { namespace, name, grace_seconds, answer } => {
+                match self.delete(&namespace, &name, grace_seconds) {
+                    Ok(pod) => {
+                        self.pending.answers.push(Answer::Deleted(answer, Box::new(pod)));
+                        true
+                    }
+                    Err(refusal) => answer.send(Err(refusal)).is_ok(),
+                }
+            }
+        };
+        tracing::trace!(heard, "answered");
+    }
+
+    fn watch(&mut self, to: oneshot::Sender<mpsc::Receiver<Change>>) -> bool {
+        // Room for what is, and for what comes before the watcher first reads.
+        let (send, receive) = mpsc::channel(WATCH_MAX + self.pods.len());
+        for entry in self.pods.values() {
+            let first = send.try_send(Change { kind: ChangeKind::Added, pod: entry.shown() });
+            debug_assert!(first.is_ok(), "the channel has room for every pod");
+        }
+        self.watchers.push(send);
+        to.send(receive).is_ok()
+    }
+
+    pub(super) fn tell(&mut self, change: &Change) {
+        self.watchers.retain(|watcher| watcher.try_send(change.clone()).is_ok());
+    }
+
+    pub(super) fn find(&self, namespace: &str, name: &str) -> Option<&PodUid> {
+        let named = |e: &Entry| e.spec.namespace == namespace && e.spec.name == name;
+        // A pod that waits for its predecessor is the one that is meant.
+        let mut found = self.pods.iter().filter(|(_, e)| named(e)).collect::<Vec<_>>();
+        found.sort_by_key(|(_, e)| e.blocked_by.is_some());
+        found.last().map(|(uid, _)| *uid)
+    }
+
+    fn target(&self, namespace: &str, name: &str, container: &str) -> Result<Target, Refusal> {
+        let entry = self.find(namespace, name).and_then(|uid| self.pods.get(uid));
+        let entry = entry.ok_or_else(|| Refusal::not_found(name))?;
+        let all = || entry.spec.containers.iter().chain(&entry.spec.init_containers);
+        let spec = if container.is_empty() {
+            entry.spec.containers.first()
+        } else {
+            all().find(|c| c.name == container)
+        };
+        let spec = spec.ok_or_else(|| {
+            Refusal::bad_request(format!("container {container} is not valid for pod {name}"))
+        })?;
+        let mut running =
+            entry.observed.instances.iter().filter(|(id, i)| {
+                id.container == spec.name && matches!(i.state, InstanceState::Running { .. })
+            });
+        match (running.next_back(), &entry.shim) {
+            (Some((instance, _)), Some(shim)) => Ok(Target {
+                spec: entry.spec.clone(),
+                instance: instance.clone(),
+                shim: shim.clone(),
+                tty: spec.tty,
+                stdin: spec.stdin,
+            }),
+            _ => Err(Refusal::bad_request(format!("container not found or not running (\"{}\")", spec.name))),
+        }
+    }
+
+    /// Validates all, then stores all: a request with one bad pod changes nothing.
+    async fn apply(&mut self, pods: Vec<Pod>, source: &Source) -> Result<Vec<Applied>, Refusal> {
+        let mut accepted = Vec::new();
+        for mut pod in pods {
+            let namespace = pod.metadata.namespace.get_or_insert_with(|| "default".into()).clone();
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            pod.status = None;
+            pod.metadata.uid = Some(sources::uid(&pod, source));
+            facts::admit(&pod).map_err(|message| Refusal::invalid(&name, &message))?;
+            accepted.push((namespace, name, pod));
+        }
+        let mut applied = Vec::new();
+        for (namespace, name, pod) in accepted {
+            let outcome = self.place(&namespace, &name, pod, source).await?;
+            applied.push(Applied { namespace, name, outcome });
+        }
+        Ok(applied)
+    }
+
+    async fn place(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        pod: Pod,
+        source: &Source,
+    ) -> Result<Outcome, Refusal> {
+        let existing = self.find(namespace, name).cloned();
+        if existing.is_none() && self.pods.len() >= self.board.settings().pods_max {
+            return Err(Refusal {
+                code: 403,
+                reason: "Forbidden",
+                message: format!(
+                    "this board runs {} pods at most (pods_max)",
+                    self.board.settings().pods_max
+                ),
+            });
+        }
+        let uid = PodUid(pod.metadata.uid.clone().unwrap_or_default());
+        if let Some(old) = existing.as_ref().and_then(|uid| self.pods.get(uid)) {
+            if old.record.source != *source {
+                let owner = match &old.record.source {
+                    Source::Manifest(file) => format!("the manifest {file}"),
+                    Source::Apply => "coracle apply".into(),
+                };
+                return Err(Refusal {
+                    code: 409,
+                    reason: "Conflict",
+                    message: format!("pod {namespace}/{name} belongs to {owner}; change it there"),
+                });
+            }
+            if old.spec.uid == uid && old.record.deletion_grace_seconds.is_none() {
+                return Ok(Outcome::Unchanged);
+            }
+        }
+        let mut pod = pod;
+        // The same text again after a deletion must not be the same pod.
+        if self.pods.contains_key(&uid) {
+            pod.metadata.uid = Some(sources::fresh_uid());
+        }
+        pod.metadata.creation_timestamp = Some(Time(self.board.now().wall));
+        let record = PodRecord { pod, source: source.clone(), deletion_grace_seconds: None };
+        let uid = self.insert(record).await?;
+        if let (Some(old), Some(entry)) = (existing.clone(), self.pods.get_mut(&uid)) {
+            entry.blocked_by = Some(old);
+        }
+        if let Some(entry) = self.pods.get(&uid) {
+            self.batch.put(&uid.0, &entry.record);
+        }
+        match existing {
+            Some(old) => {
+                self.mark_deleted(&old, None);
+                Ok(Outcome::Configured)
+            }
+            None => Ok(Outcome::Created),
+        }
+    }
+
+    fn delete(&mut self, namespace: &str, name: &str, grace: Option<i64>) -> Result<Pod, Refusal> {
+        let uid = self.find(namespace, name).cloned().ok_or_else(|| Refusal::not_found(name))?;
+        let entry = &self.pods[&uid];
+        if let Source::Manifest(file) = &entry.record.source {
+            return Err(Refusal {
+                code: 403,
+                reason: "Forbidden",
+                message: format!(
+                    "pod {namespace}/{name} belongs to the manifest {file}; remove that file instead"
+                ),
+            });
+        }
+        self.mark_deleted(&uid, grace);
+        Ok(self.pods[&uid].shown())
+    }
+
+    /// Idempotent; a second deletion may only shorten the grace period.
+    fn mark_deleted(&mut self, uid: &PodUid, grace: Option<i64>) {
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        let grace = grace
+            .map_or(i64::try_from(entry.spec.termination_grace.as_secs()).unwrap_or(i64::MAX), |g| g.max(0));
+        if entry.record.deletion_grace_seconds.is_some_and(|known| known <= grace) {
+            return;
+        }
+        entry.record.deletion_grace_seconds = Some(grace);
+        let now = self.board.now().wall;
+        entry.record.pod.metadata.deletion_timestamp = Some(Time(now));
+        entry.record.pod.metadata.deletion_grace_period_seconds = Some(grace);
+        match facts::admit(&entry.record.pod) {
+            Ok(spec) => entry.spec = Arc::new(spec),
+            Err(message) => error!(message, "a running pod no longer passes admission"),
+        }
+        self.batch.put(&uid.0, &entry.record);
+        self.resource_version += 1;
+        entry.resource_version = self.resource_version;
+        let change = Change { kind: ChangeKind::Modified, pod: entry.shown() };
+        self.tell(&change);
+        self.dirty.insert(uid.clone());
+    }
+
+    pub(super) async fn manifests(&mut self, files: Vec<FileManifest>) {
+        let mut wanted = BTreeSet::new();
+        let mut unreadable = BTreeSet::new();
+        for file in files {
+            let source = Source::Manifest(file.name.clone());
+            match file.pods {
+                Err(error) => {
+                    warn!(file = file.name, %error, "manifest not used; its pods stay as they are");
+                    self.events.node_warning(
+                        "FailedManifest",
+                        &format!("{}: {error}", file.name),
+                        self.board.now().wall,
+                    );
+                    unreadable.insert(file.name);
+                }
+                Ok(pods) => {
+                    for pod in pods {
+                        let key = (
+                            pod.metadata.namespace.clone().unwrap_or_else(|| "default".into()),
+                            pod.metadata.name.clone().unwrap_or_default(),
+                        );
+                        wanted.insert((file.name.clone(), key));
+                        // One by one: a bad pod must not keep its neighbours from running.
+                        if let Err(refusal) = self.apply(vec![pod], &source).await {
+                            warn!(file = file.name, message = refusal.message, "pod of a manifest not used");
+                            self.events.node_warning(
+                                "FailedManifest",
+                                &format!("{}: {}", file.name, refusal.message),
+                                self.board.now().wall,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        let orphaned: Vec<PodUid> = self
+            .pods
+            .iter()
+            .filter(|(_, e)| match &e.record.source {
+                Source::Manifest(file) => {
+                    let key = (file.clone(), (e.spec.namespace.clone(), e.spec.name.clone()));
+                    !unreadable.contains(file) && !wanted.contains(&key)
+                }
+                Source::Apply => false,
+            })
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in orphaned {
+            self.mark_deleted(&uid, None);
+        }
+    }
+}
