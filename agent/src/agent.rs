@@ -153,7 +153,7 @@ async fn preload(dir: PathBuf, board: &Arc<Board>) {
             Err(error) => warn!(path = %path.display(), %error, "not preloaded"),
         }
     }
-    coracle_runtime::give_heap_back();
+    coracle_runtime::give_memory_back();
 }
 
 /// Frees image space when the disk runs full.

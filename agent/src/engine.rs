@@ -101,6 +101,8 @@ pub(crate) struct Engine {
     watchers: Vec<mpsc::Sender<Change>>,
     events: Events,
     resource_version: u64,
+    /// Something was done since memory was last given back.
+    worked: bool,
 }
 
 impl Engine {
@@ -125,6 +127,7 @@ impl Engine {
             watchers: Vec::new(),
             events,
             resource_version: 1,
+            worked: true,
         };
         let scan = engine.store.all::<PodRecord>()?;
         for damaged in &scan.damaged {
@@ -159,6 +162,7 @@ impl Engine {
         tokio::pin!(stop);
         loop {
             self.plan_dirty();
+            self.rest();
             let wait = self.next_wake();
             tokio::select! {
                 message = self.inbox.recv() => match message {
@@ -191,7 +195,10 @@ impl Engine {
         match message {
             Message::Request(request) => self.answer(request).await,
             Message::Manifests(files) => self.manifests(files).await,
-            Message::Done { uid, key, result } => self.done(&uid, &key, result),
+            Message::Done { uid, key, result } => {
+                self.worked |= !matches!(key, ActionKey::Probe(_));
+                self.done(&uid, &key, result);
+            }
             Message::Shim { uid, event } => self.shim_event(&uid, event),
             Message::Committed(result) => self.committed(result),
         }
@@ -327,7 +334,6 @@ impl Engine {
 
     fn forget(&mut self, uid: &PodUid) {
         let Some(entry) = self.pods.remove(uid) else { return };
-        coracle_runtime::give_heap_back();
         info!(namespace = entry.spec.namespace, name = entry.spec.name, uid = uid.0, "pod is gone");
         self.tell(&Change { kind: ChangeKind::Deleted, pod: entry.shown() });
         for (other, waiting) in &mut self.pods {
@@ -335,6 +341,16 @@ impl Engine {
                 waiting.blocked_by = None;
                 self.dirty.insert(other.clone());
             }
+        }
+    }
+
+    /// Gives memory back once a burst of work is over. Probes are no work: they would make every second a burst.
+    fn rest(&mut self) {
+        let busy =
+            |entry: &Entry| !entry.observed.in_flight.iter().all(|key| matches!(key, ActionKey::Probe(_)));
+        if self.worked && self.committing.is_none() && !self.pods.values().any(busy) {
+            self.worked = false;
+            coracle_runtime::give_memory_back();
         }
     }
 

@@ -25,4 +25,4 @@ mod sys;
 pub mod terminal;
 pub mod volume;
 
-pub use sys::{give_heap_back, keep_heap_small};
+pub use sys::{give_memory_back, keep_heap_small};

@@ -98,7 +98,7 @@ impl Engine {
     }
 
     pub(super) fn look_at_images(&mut self) {
-        coracle_runtime::give_heap_back();
+        self.worked = true;
         let all: Vec<PodUid> = self.pods.keys().cloned().collect();
         for uid in all {
             self.look_at_images_of(&uid);
@@ -153,7 +153,6 @@ impl Engine {
                 entry.observed.residue = false;
             }
             Done::Image { image, state } => {
-                coracle_runtime::give_heap_back();
                 for other in self.pods.values_mut() {
                     other.set_image(&image, state.clone());
                 }
@@ -162,7 +161,6 @@ impl Engine {
                 );
             }
             Done::Started { instance, started, about } => {
-                coracle_runtime::give_heap_back();
                 // A container that ended at once may have told so before its start was answered.
                 entry.observed.instances.entry(instance).or_insert(Instance {
                     state: InstanceState::Running { started },
