@@ -1,24 +1,28 @@
 //! Reading what the shim wrote: CRI logs with their rotated files, from an end, from a time, and on as they grow.
 //!
-//! Memory is bounded by one block and one record, whatever a log holds. Following waits for inotify and survives
-//! rotation: the old file is read to its end before the new one is begun.
+//! Memory is bounded by a chunk and by what one stream says while a line of the other is open, whatever a log holds.
+//! Files are read on the blocking pool, a chunk at a time, as fast as the receiver takes them. Following waits for
+//! inotify and survives rotation: a file is read to its end before its successor is begun, and none is passed over
+//! that is still there.
+
+mod files;
+mod reader;
+mod record;
+
+pub use record::Stream;
 
 use bytes::Bytes;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use reader::{Reader, Step};
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
-/// Bytes read at once when looking for the last lines.
-const BLOCK_BYTES: usize = 64 * 1024;
-/// A record that is longer was not written by a shim.
-const RECORD_BYTES_MAX: u64 = 64 * 1024;
-/// Bytes sent on at once.
-const CHUNK_BYTES: usize = 32 * 1024;
+/// The last lines of a log are at most so long, taken together.
+const LAST_LINES_BYTES_MAX: usize = 16 * 1024;
 
 /// `v1.PodLogOptions`, resolved.
 #[derive(Clone, Debug, Default)]
@@ -33,14 +37,19 @@ pub struct LogOptions {
     pub timestamps: bool,
     /// At most so many bytes.
     pub limit_bytes: Option<u64>,
+    /// One of the two only.
+    pub stream: Option<Stream>,
 }
 
 /// Attempts that have a log in `dir` (`LOGS/CONTAINER`), oldest first.
 pub fn attempts(dir: &Path) -> Vec<u32> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let names = entries.filter_map(Result::ok).filter_map(|e| e.file_name().into_string().ok());
-    let mut attempts: Vec<u32> = names.filter_map(|n| n.strip_suffix(".log")?.parse().ok()).collect();
+    // Between a rename and the first line after it there is only `N.log.1`.
+    let number = |name: String| name.split_once(".log")?.0.parse().ok();
+    let mut attempts: Vec<u32> = names.filter_map(number).collect();
     attempts.sort_unstable();
+    attempts.dedup();
     attempts
 }
 
@@ -55,205 +64,60 @@ pub async fn send(
     mut ended: watch::Receiver<bool>,
     out: mpsc::Sender<Bytes>,
 ) -> io::Result<()> {
-    let current = dir.join(format!("{attempt}.log"));
     // Watched before the first read, so that nothing written in between is missed.
     let mut watch = if options.follow { Some(Watch::new(dir)?) } else { None };
-    let mut sender =
-        Sender { options: options.clone(), left: options.limit_bytes, pending: Vec::new(), open: false, out };
-    let (mut files, start) = beginning(&current, options.tail_lines)?;
-    let mut offset = start;
-    while files.len() > 1 {
-        let file = files.remove(0);
-        if read_on(file, &mut offset, &mut sender).await?.is_none() {
-            return Ok(());
-        }
-        offset = 0;
-    }
-    let mut file = files.pop();
+    let (current, options) = (dir.join(format!("{attempt}.log")), options.clone());
+    let mut reader = blocking(move || Reader::open(current, options)).await?;
     loop {
-        let over = *ended.borrow_and_update();
-        if let Some(open) = file.take() {
-            match read_on(open, &mut offset, &mut sender).await? {
-                Some(open) => file = Some(open),
-                None => return Ok(()),
-            }
-        }
-        let Some(watch) = watch.as_mut() else { return sender.flush().await };
-        // Rotated: what was read belongs to a file of another name now.
-        let there = fs::metadata(&current).ok().map(|m| m.ino());
-        let here = match &file {
-            Some(file) => Some(file.metadata()?.ino()),
-            None => None,
-        };
-        if there.is_some() && there != here {
-            file = Some(File::open(&current)?);
-            offset = 0;
-            continue;
-        }
-        if over {
-            return sender.flush().await;
-        }
-        sender.flush().await?;
-        tokio::select! {
-            changed = watch.changed() => changed?,
-            // A sender that is gone will not say any more that it ended.
-            said = ended.changed() => if said.is_err() { return sender.flush().await },
-            () = sender.out.closed() => return Ok(()),
-        }
-    }
-}
-
-/// The text of the last `lines` records of one attempt's current file. Blocking; bounded by the records' own bound.
-pub fn last_lines(dir: &Path, attempt: u32, lines: u64) -> io::Result<String> {
-    let mut file = File::open(dir.join(format!("{attempt}.log")))?;
-    let (_, offset) = from_end(&mut file, lines)?;
-    file.seek(SeekFrom::Start(offset))?;
-    let mut bytes = Vec::new();
-    file.take(lines.saturating_mul(RECORD_BYTES_MAX)).read_to_end(&mut bytes)?;
-    let mut text = Vec::new();
-    for record in bytes.split_inclusive(|b| *b == b'\n') {
-        if let Some((_, whole, line)) = parse(record) {
-            text.extend_from_slice(line);
-            text.extend(whole.then_some(b'\n'));
-        }
-    }
-    Ok(String::from_utf8_lossy(&text).into_owned())
-}
-
-/// The files to read, oldest first, and where in the first one to begin.
-fn beginning(current: &Path, tail_lines: Option<u64>) -> io::Result<(Vec<File>, u64)> {
-    let mut paths = vec![current.to_path_buf()];
-    for number in 1.. {
-        let older = PathBuf::from(format!("{}.{number}", current.display()));
-        if !older.exists() {
-            break;
-        }
-        paths.push(older);
-    }
-    let mut files = Vec::new();
-    let mut wanted = tail_lines;
-    for path in paths {
-        // The newest first; one that rotation took away meanwhile is read under its other name or not at all.
-        let mut file = match File::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            file => file?,
-        };
-        let Some(lines) = wanted else {
-            files.insert(0, file);
-            continue;
-        };
-        let (found, offset) = from_end(&mut file, lines)?;
-        files.insert(0, file);
-        if found >= lines {
-            return Ok((files, offset));
-        }
-        wanted = Some(lines - found);
-    }
-    Ok((files, 0))
-}
-
-/// How many of the last `lines` whole lines a file has, and where the first of them begins.
-fn from_end(file: &mut File, lines: u64) -> io::Result<(u64, u64)> {
-    let end = file.metadata()?.len();
-    let mut at = end;
-    let mut found = 0;
-    let mut block = vec![0; BLOCK_BYTES];
-    while at > 0 {
-        let length = at.min(BLOCK_BYTES as u64);
-        at -= length;
-        file.seek(SeekFrom::Start(at))?;
-        let block = &mut block[..length as usize];
-        file.read_exact(block)?;
-        for index in (0..block.len()).rev() {
-            // The newline at the very end closes the last line and begins none.
-            let position = at + index as u64 + 1;
-            if block[index] == b'\n' && position < end {
-                found += 1;
-                if found == lines {
-                    return Ok((found, position));
+        // Asked before reading: what was written before the end is there to be read after it.
+        let over = *ended.borrow_and_update() || ended.has_changed().is_err();
+        loop {
+            let step;
+            (reader, step) = blocking(move || {
+                let step = reader.step()?;
+                Ok((reader, step))
+            })
+            .await?;
+            match step {
+                Step::Idle => break,
+                Step::Enough => return Ok(()),
+                Step::Chunk(chunk) => {
+                    if out.send(chunk.into()).await.is_err() {
+                        return Ok(());
+                    }
                 }
             }
         }
-    }
-    // The first line has no newline before it.
-    Ok((if end > 0 { found + 1 } else { 0 }, if lines == 0 { end } else { 0 }))
-}
-
-/// Reads from `offset` to the end of the file now; `None` when the receiver is gone or has enough.
-async fn read_on(mut file: File, offset: &mut u64, sender: &mut Sender) -> io::Result<Option<File>> {
-    file.seek(SeekFrom::Start(*offset))?;
-    let mut reader = BufReader::with_capacity(BLOCK_BYTES, file);
-    let mut record = Vec::new();
-    loop {
-        record.clear();
-        let length = reader.by_ref().take(RECORD_BYTES_MAX).read_until(b'\n', &mut record)?;
-        if length == 0 || record.last() != Some(&b'\n') {
-            // Half a record is read again once it is whole.
-            break;
-        }
-        *offset += length as u64;
-        if !sender.record(&record).await {
-            return Ok(None);
+        let Some(watch) = watch.as_mut().filter(|_| !over) else { break };
+        tokio::select! {
+            changed = watch.changed() => changed?,
+            // Whether it said so or is gone: the next round is the last.
+            said = ended.changed() => tracing::trace!(?said, "a followed log ends"),
+            () = out.closed() => return Ok(()),
         }
     }
-    Ok(Some(reader.into_inner()))
-}
-
-struct Sender {
-    options: LogOptions,
-    left: Option<u64>,
-    pending: Vec<u8>,
-    /// In the middle of a line: parts follow.
-    open: bool,
-    out: mpsc::Sender<Bytes>,
-}
-
-impl Sender {
-    /// Passes one record on; `false` when no more is wanted.
-    async fn record(&mut self, record: &[u8]) -> bool {
-        let Some((time, whole, text)) = parse(record) else { return true };
-        if let Some(since) = self.options.since {
-            let at: Option<jiff::Timestamp> = std::str::from_utf8(time).ok().and_then(|t| t.parse().ok());
-            if at.is_none_or(|at| at < since) {
-                return true;
-            }
-        }
-        if self.options.timestamps && !self.open {
-            self.pending.extend_from_slice(time);
-            self.pending.push(b' ');
-        }
-        self.pending.extend_from_slice(text);
-        if whole {
-            self.pending.push(b'\n');
-        }
-        self.open = !whole;
-        if self.pending.len() >= CHUNK_BYTES
-            || self.left.is_some_and(|left| self.pending.len() as u64 >= left)
-        {
-            return self.flush().await.is_ok() && self.left != Some(0);
-        }
-        true
+    let rest = reader.finish();
+    if !rest.is_empty() && out.send(rest.into()).await.is_err() {
+        tracing::debug!("a log's reader left before its end");
     }
-
-    async fn flush(&mut self) -> io::Result<()> {
-        if let Some(left) = &mut self.left {
-            let allowed = usize::try_from(*left).unwrap_or(usize::MAX);
-            self.pending.truncate(allowed);
-            *left -= self.pending.len() as u64;
-        }
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let chunk = Bytes::from(std::mem::take(&mut self.pending));
-        self.out.send(chunk).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
+    Ok(())
 }
 
-/// Time, whether the line ends here, and its text. CRI: `TIME STREAM P|F TEXT\n`.
-fn parse(record: &[u8]) -> Option<(&[u8], bool, &[u8])> {
-    let mut parts = record.strip_suffix(b"\n")?.splitn(4, |b| *b == b' ');
-    let (time, _stream, tag) = (parts.next()?, parts.next()?, parts.next()?);
-    Some((time, tag == b"F", parts.next()?))
+/// The last `lines` lines of one attempt, at most 16 KiB of them. Blocking.
+pub fn last_lines(dir: &Path, attempt: u32, lines: u64) -> io::Result<String> {
+    let options = LogOptions { tail_lines: Some(lines), ..Default::default() };
+    let mut reader = Reader::open(dir.join(format!("{attempt}.log")), options)?;
+    let mut text = Vec::new();
+    while let Step::Chunk(chunk) = reader.step()? {
+        text.extend_from_slice(&chunk);
+        text.drain(..text.len().saturating_sub(LAST_LINES_BYTES_MAX));
+    }
+    text.extend(reader.finish());
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 struct Watch(AsyncFd<Events>);
@@ -286,45 +150,26 @@ impl Watch {
 mod tests {
     use super::*;
 
-    async fn read(dir: &Path, options: LogOptions) -> String {
-        let (out, mut chunks) = mpsc::channel(8);
-        let (_ended, over) = watch::channel(true);
-        let dir = dir.to_path_buf();
-        let task = tokio::spawn(async move { send(&dir, 0, &options, over, out).await });
-        let mut text = Vec::new();
-        while let Some(chunk) = chunks.recv().await {
-            text.extend_from_slice(&chunk);
-        }
-        task.await.expect("runs").expect("reads");
-        String::from_utf8(text).expect("text")
-    }
-
+    /// What was written before the end is sent, also when the end is told first.
     #[tokio::test(flavor = "current_thread")]
-    async fn rotated_files_tails_times_and_parts_read_as_one_log() {
+    async fn a_follower_gets_everything_and_then_the_end() {
         let dir = tempfile::tempdir().expect("a directory");
-        let record = |second: u32, tag: &str, text: &str| {
-            format!("2026-01-01T00:00:{second:02}.000000000Z stdout {tag} {text}\n")
-        };
-        let write = |name: &str, text: String| fs::write(dir.path().join(name), text).expect("written");
-        write("0.log.2", record(1, "F", "one") + &record(2, "F", "two"));
-        write("0.log.1", record(3, "P", "thr") + &record(3, "F", "ee") + &record(4, "F", ""));
-        write("0.log", record(5, "F", "five") + "2026-01-01T00:00:06.0Z stdout F half-writ");
-        let all = "one\ntwo\nthree\n\nfive\n";
-        let check = async |options: LogOptions, expected: &str| {
-            assert_eq!(read(dir.path(), options.clone()).await, expected, "{options:?}");
-        };
-        let tail = |lines| LogOptions { tail_lines: Some(lines), ..Default::default() };
-        check(LogOptions::default(), all).await;
-        check(LogOptions { follow: true, ..Default::default() }, all).await;
-        check(tail(0), "").await;
-        check(tail(2), "five\n").await;
-        check(tail(3), "\nfive\n").await;
-        check(tail(100), all).await;
-        let since = "2026-01-01T00:00:04Z".parse().ok();
-        check(LogOptions { since, ..Default::default() }, "\nfive\n").await;
-        check(LogOptions { limit_bytes: Some(5), ..Default::default() }, "one\nt").await;
-        let stamped = LogOptions { timestamps: true, since, ..Default::default() };
-        check(stamped, "2026-01-01T00:00:04.000000000Z \n2026-01-01T00:00:05.000000000Z five\n").await;
+        let line = |text: &str| format!("2026-01-01T00:00:00.000000000Z stdout F {text}\n");
+        fs::write(dir.path().join("0.log"), line("one")).expect("written");
+        let (out, mut chunks) = mpsc::channel(8);
+        let (ended, over) = watch::channel(false);
+        let path = dir.path().to_path_buf();
+        let options = LogOptions { follow: true, ..Default::default() };
+        let task = tokio::spawn(async move { send(&path, 0, &options, over, out).await });
+        assert_eq!(chunks.recv().await.as_deref(), Some(b"one\n".as_slice()));
+        fs::rename(dir.path().join("0.log"), dir.path().join("0.log.1")).expect("renamed");
+        fs::write(dir.path().join("0.log"), line("two")).expect("written");
+        assert_eq!(chunks.recv().await.as_deref(), Some(b"two\n".as_slice()));
+        fs::write(dir.path().join("0.log"), line("two") + &line("last")).expect("written");
+        ended.send_replace(true);
+        assert_eq!(chunks.recv().await.as_deref(), Some(b"last\n".as_slice()));
+        assert_eq!(chunks.recv().await, None);
+        task.await.expect("runs").expect("reads");
         assert_eq!(attempts(dir.path()), [0]);
     }
 }

@@ -48,16 +48,43 @@ pub(super) async fn serve(
     let positive = |key: &str| -> Result<Option<u64>, Refusal> {
         Ok(query.number(key)?.and_then(|n| u64::try_from(n).ok()))
     };
+    let stream = match query.get("stream").unwrap_or("All") {
+        "All" => None,
+        "Stdout" => Some(log::Stream::Stdout),
+        "Stderr" => Some(log::Stream::Stderr),
+        other => {
+            let message = format!(
+                "stream: Unsupported value: {other:?}: supported values: \"All\", \"Stderr\", \"Stdout\""
+            );
+            return Err(Refusal::bad_request(message));
+        }
+    };
     let now = context.board.now().wall;
-    let since = positive("sinceSeconds")?
-        .map(|s| now - jiff::SignedDuration::from_secs(i64::try_from(s).unwrap_or(i64::MAX / 4)));
+    let ago = positive("sinceSeconds")?.map(|seconds| {
+        let ago = jiff::SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+        now.checked_sub(ago).unwrap_or(jiff::Timestamp::MIN)
+    });
+    let time = query.get("sinceTime").map(str::parse::<jiff::Timestamp>).transpose();
+    let time = time.map_err(|e| Refusal::bad_request(format!("sinceTime: not an RFC 3339 time: {e}")))?;
+    if ago.is_some() && time.is_some() {
+        return Err(Refusal::bad_request(
+            "at most one of `sinceTime` or `sinceSeconds` may be specified".into(),
+        ));
+    }
+    let since = ago.or(time);
     let options = LogOptions {
         follow: query.flag("follow") && !query.flag("previous"),
         tail_lines: positive("tailLines")?,
         since,
         timestamps: query.flag("timestamps"),
         limit_bytes: positive("limitBytes")?,
+        stream,
     };
+    if options.stream.is_some() && options.tail_lines.is_some() {
+        return Err(Refusal::bad_request(
+            "`tailLines` and specific `stream` are mutually exclusive for now".into(),
+        ));
+    }
     let (ended, over) = watch::channel(!options.follow);
     if options.follow {
         let changes = context.ask(Request::Watch).await?;
