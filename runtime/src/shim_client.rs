@@ -8,12 +8,15 @@ use coracle_shim::record::ExitReport;
 use coracle_shim::wire::{
     Cause, Event, InstanceStatus, Message, Refusal, Reply, Request, Run, Started, VERSION,
 };
-use std::collections::BTreeMap;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
@@ -21,8 +24,17 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Requests waiting to be sent.
 const QUEUE_MAX: usize = 64;
-/// Events waiting to be read: the socket is not read while they are not.
+/// Events that the channel to their reader takes.
 const EVENTS_MAX: usize = 64;
+/// Events kept for a reader that lags behind; then the socket is no longer read. A pod's containers end one at a time
+/// and are restarted by that very reader, so only a shim that makes events up gets there.
+const EVENTS_HELD_MAX: usize = 1024;
+/// For a shim to listen, or a pause process to stand.
+const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
+/// For a container or a process in it to start: images on slow cards are read in here.
+const START_DEADLINE: Duration = Duration::from_secs(120);
+/// For anything else: the shim answers these from memory.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A shim that does not do what it is asked.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +62,21 @@ pub enum ShimError {
     /// It ended, or said something that makes no sense.
     #[error("the pod's shim has ended")]
     Closed,
+    /// It does not answer: stopped, or stuck in the kernel on a dead disk.
+    #[error(
+        "the pod's shim (pid {pid}) does not answer within {seconds} s: see /proc/{pid}/stack; delete the pod to replace it"
+    )]
+    Silent {
+        /// The shim's.
+        pid: i32,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// It speaks a protocol that this agent does not.
+    #[error(
+        "the pod's shim speaks version {0} of the protocol, older than this agent knows: delete the pod to replace it"
+    )]
+    Version(u32),
     /// It answered another question than it was asked.
     #[error("the pod's shim gave an answer of the wrong kind")]
     Answer,
@@ -134,8 +161,12 @@ fn cgroup_arguments(files: &[PathBuf]) -> impl Iterator<Item = OsString> + '_ {
 /// Runs a program until its output ends; what it says on standard error is its error.
 async fn run(program: &Path, arguments: &[OsString]) -> Result<(), ShimError> {
     let failed = |message: String| ShimError::Start { program: program.into(), message };
-    let command = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    let output = command.await.map_err(|e| failed(e.to_string()))?;
+    // Nothing of the agent's environment is a container's business, and this process may live for years.
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(SPAWN_DEADLINE, command.output()).await;
+    let output = output.map_err(|_| failed(format!("not ready within {} s", SPAWN_DEADLINE.as_secs())))?;
+    let output = output.map_err(|e| failed(e.to_string()))?;
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim().trim_start_matches("coracle-shim: ");
     if output.status.success() && said.is_empty() {
@@ -182,6 +213,8 @@ struct Call {
 #[derive(Clone, Debug)]
 pub struct ShimClient {
     calls: mpsc::Sender<Call>,
+    pid: i32,
+    version: u32,
 }
 
 impl ShimClient {
@@ -189,18 +222,40 @@ impl ShimClient {
     pub async fn connect(path: &Path) -> Result<(ShimClient, mpsc::Receiver<ShimEvent>), ShimError> {
         let failed = |source| ShimError::Connect { path: path.into(), source };
         let socket = packet::connect(path).map_err(failed)?;
+        let peer = getsockopt(&socket, PeerCredentials).map_err(|e| failed(e.into()))?;
         let socket =
             crate::readiness::watch(socket, Interest::READABLE | Interest::WRITABLE).map_err(failed)?;
         let (calls, inbox) = mpsc::channel(QUEUE_MAX);
         let (events, heard) = mpsc::channel(EVENTS_MAX);
-        let driver =
-            Driver { socket, inbox, events, waiting: BTreeMap::new(), execs: BTreeMap::new(), next: 0 };
+        let driver = Driver {
+            socket,
+            inbox,
+            events,
+            held: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            execs: BTreeMap::new(),
+            next: 0,
+        };
         tokio::spawn(driver.run());
-        let client = ShimClient { calls };
+        let mut client = ShimClient { calls, pid: peer.pid(), version: VERSION };
         match client.call(Request::Hello { version: VERSION }, Vec::new()).await? {
-            (Reply::Hello { .. }, ..) => Ok((client, heard)),
+            (Reply::Hello { version: 0 }, ..) => Err(ShimError::Version(0)),
+            (Reply::Hello { version }, ..) => {
+                client.version = version.min(VERSION);
+                Ok((client, heard))
+            }
             _ => Err(ShimError::Answer),
         }
+    }
+
+    /// The shim's process, as it was when it began to listen.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The version of the protocol that both ends keep to.
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     async fn call(
@@ -208,9 +263,17 @@ impl ShimClient {
         request: Request,
         fds: Vec<OwnedFd>,
     ) -> Result<(Reply, Vec<OwnedFd>, Option<oneshot::Receiver<i32>>), ShimError> {
+        let deadline = match request {
+            Request::Run(_) | Request::Exec { .. } => START_DEADLINE,
+            _ => ANSWER_DEADLINE,
+        };
         let (answer, heard) = oneshot::channel();
-        self.calls.send(Call { request, fds, answer }).await.map_err(|_| ShimError::Closed)?;
-        heard.await.map_err(|_| ShimError::Closed)?
+        let answered = async {
+            self.calls.send(Call { request, fds, answer }).await.map_err(|_| ShimError::Closed)?;
+            heard.await.map_err(|_| ShimError::Closed)?
+        };
+        let silent = ShimError::Silent { pid: self.pid, seconds: deadline.as_secs() };
+        tokio::time::timeout(deadline, answered).await.unwrap_or(Err(silent))
     }
 
     async fn done(&self, request: Request) -> Result<(), ShimError> {
@@ -304,6 +367,8 @@ struct Driver {
     socket: AsyncFd<OwnedFd>,
     inbox: mpsc::Receiver<Call>,
     events: mpsc::Sender<ShimEvent>,
+    /// For a reader that lags behind: an answer must not wait for it.
+    held: VecDeque<ShimEvent>,
     waiting: BTreeMap<u64, oneshot::Sender<Answer>>,
     execs: BTreeMap<u64, oneshot::Sender<i32>>,
     next: u64,
@@ -311,6 +376,7 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self) {
+        let events = self.events.clone();
         loop {
             tokio::select! {
                 call = self.inbox.recv() => match call {
@@ -318,7 +384,17 @@ impl Driver {
                     // Every handle is gone; a shim needs nobody to listen.
                     None => return,
                 },
-                packet = self.socket.async_io(Interest::READABLE, |s| packet::receive(s.as_fd())) => {
+                room = events.reserve(), if !self.held.is_empty() => {
+                    let event = self.held.pop_front();
+                    match (room, event) {
+                        (Ok(room), Some(event)) => room.send(event),
+                        (Err(_), _) => self.held.clear(),
+                        (Ok(_), None) => {}
+                    }
+                }
+                packet = self.socket.async_io(Interest::READABLE, |s| packet::receive(s.as_fd())),
+                    if self.held.len() < EVENTS_HELD_MAX =>
+                {
                     let Ok(Some(packet)) = packet else { break };
                     match Message::decode(&packet.bytes) {
                         Ok(Message::Reply(id, reply)) => self.reply(id, reply, packet.fds),
@@ -327,10 +403,8 @@ impl Driver {
                             self.execs.remove(&exec).map(|to| to.send(code).is_ok());
                         }
                         Ok(Message::Event(Event::Exited { report, .. })) => {
-                            let event = ShimEvent::Exited { instance: report.instance.clone(), report: Box::new(report) };
-                            if self.events.send(event).await.is_err() {
-                                tracing::debug!("nobody listens to a shim");
-                            }
+                            let instance = report.instance.clone();
+                            self.held.push_back(ShimEvent::Exited { instance, report: Box::new(report) });
                         }
                         // An event of a newer shim.
                         Err(error) => tracing::debug!(%error, "a message of a shim was left out"),
@@ -341,8 +415,11 @@ impl Driver {
         for (_, answer) in std::mem::take(&mut self.waiting) {
             drop(answer.send(Err(ShimError::Closed)));
         }
-        if self.events.send(ShimEvent::Closed).await.is_err() {
-            tracing::debug!("nobody listens to a shim");
+        self.held.push_back(ShimEvent::Closed);
+        for event in std::mem::take(&mut self.held) {
+            if self.events.send(event).await.is_err() {
+                return tracing::debug!("nobody listens to a shim");
+            }
         }
     }
 
