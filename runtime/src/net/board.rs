@@ -90,6 +90,9 @@ impl Board {
             Some(bridge) => bridge.index,
             None => self.set_up(config)?,
         };
+        if self.leases.get(uid).is_none() {
+            self.check_listeners(ports)?;
+        }
         let lease = self.leases.take(uid, ports)?;
         self.connect(config, uid, bridge, &lease, &mut pod)?;
         configure(&config.cidr, lease.address, &mut pod.route)
@@ -335,6 +338,14 @@ impl Board {
             .map_err(NetError::doing(format!("remove link {}", link.name)))
     }
 
+    /// A program of the host that listens on a hostPort would go on listening and hear nothing (`ssh` and port 22):
+    /// the pod is refused instead. What begins to listen later is not seen.
+    fn check_listeners(&self, ports: &[HostPort]) -> Result<(), NetError> {
+        let failed = |source| NetError::Netns { path: OWN_NETNS.into(), source };
+        let taken = sys::inside(&self.netns, || ports.iter().find(|port| listened(port))).map_err(failed)?;
+        taken.map_or(Ok(()), |port| Err(NetError::PortListened { port: port.to_string() }))
+    }
+
     fn open_ports(&mut self, config: &NetworkConfig, lease: &Lease) -> Result<(), NetError> {
         let added = rules::add(&config.name, &elements(lease)).commit(&mut self.netfilter);
         self.or_whole_table(config, None, added)?;
@@ -420,6 +431,19 @@ fn configure(cidr: &Ipv4Cidr, address: Ipv4Addr, pod: &mut Socket) -> Result<(),
     link::set_up(pod, inside.index)?;
     link::add_address(pod, inside.index, address, cidr.prefix())?;
     link::set_default_route(pod, cidr.gateway())
+}
+
+/// Whether a socket of the calling thread's namespace has the port: by binding it for a moment, with `SO_REUSEADDR`
+/// set by std, which a listener withstands and connections that are over do not.
+fn listened(port: &HostPort) -> bool {
+    let address = (port.bound_to().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port.host_port);
+    let bound = match port.protocol {
+        Protocol::Tcp => std::net::TcpListener::bind(address).map(drop),
+        Protocol::Udp => std::net::UdpSocket::bind(address).map(drop),
+        Protocol::Sctp => Ok(()),
+    };
+    // An address that is not here (yet) has no listener either.
+    bound.is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse)
 }
 
 fn elements(lease: &Lease) -> Vec<Element> {

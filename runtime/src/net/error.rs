@@ -31,6 +31,10 @@ pub enum NetError {
     Exhausted { cidr: Ipv4Cidr, pods: usize },
     #[error("hostPort {port} is already used by pod {}", holder.0)]
     PortTaken { port: String, holder: PodUid },
+    #[error(
+        "hostPort {port} is already in use by a program of this host: stop it (ss -lntup shows it), or choose another port"
+    )]
+    PortListened { port: String },
     #[error("hostPort {port}: this network has no IPv6; give an IPv4 hostIP or none")]
     Ipv6HostPort { port: String, host: Ipv6Addr },
     #[error("lease {path}: {source}", path = path.display())]
