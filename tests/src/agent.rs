@@ -78,6 +78,31 @@ impl Board {
         fs::create_dir(self.root())?;
         let options = format!("size={bytes},mode=755");
         mount(Some("tmpfs"), &self.root(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?;
+        self.fill_from(&aside)
+    }
+
+    /// Puts the board's root on an ext4 of its own. Before the agent starts.
+    pub fn own_ext4(&self, bytes: u64) -> Result<()> {
+        let (image, aside) = (self.dir.path().join("disk"), self.dir.path().join("aside"));
+        File::create(&image)?.set_len(bytes)?;
+        fs::rename(self.root(), &aside)?;
+        fs::create_dir(self.root())?;
+        tool(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
+        tool(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).arg(&image).arg(self.root()))?;
+        self.fill_from(&aside)
+    }
+
+    /// An error of the disk of [`Board::own_ext4`]: the kernel makes it read-only, as it does with a failing card.
+    pub fn fail_disk(&self) -> Result<()> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let root = self.root().display().to_string();
+        let line =
+            mounts.lines().find(|l| l.split(' ').nth(4) == Some(&root)).context("no disk of its own")?;
+        let device = line.rsplit(' ').nth(1).and_then(|d| d.strip_prefix("/dev/")).context("no device")?;
+        Ok(fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "1")?)
+    }
+
+    fn fill_from(&self, aside: &Path) -> Result<()> {
         for dir in ["manifests", "preload"] {
             fs::create_dir(self.root().join(dir))?;
             for entry in fs::read_dir(aside.join(dir))? {
@@ -149,9 +174,11 @@ impl Board {
             agent.kill()?;
             agent.wait()?;
         }
-        fs::remove_file(self.socket())
-            .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
-        Ok(())
+        use std::io::ErrorKind::{NotFound, ReadOnlyFilesystem};
+        match fs::remove_file(self.socket()) {
+            Err(e) if !matches!(e.kind(), NotFound | ReadOnlyFilesystem) => Err(e.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Ends the agent as systemd would; its exit must be clean.
@@ -349,6 +376,15 @@ impl Drop for Board {
             assert!(failed, "the board was not cleared: {error:#}");
         }
     }
+}
+
+/// Runs a tool of the host to a good end.
+fn tool(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
 }
 
 /// Runs `work` in a thread that is in the namespace.

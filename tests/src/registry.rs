@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where it listens: the namespace is the board's own, so the port is free.
@@ -105,19 +107,28 @@ impl Drop for Registry {
 /// Where the [`CuttingProxy`] listens.
 pub const PROXY_ADDRESS: &str = "127.0.0.1:5001";
 
-/// A bad link to the registry: every connection is cut after so many bytes of its answers.
+/// A bad link to the registry: every connection is cut, or says nothing more, after so many bytes of its answers.
 #[derive(Debug)]
 pub struct CuttingProxy {
-    bytes: std::sync::Arc<std::sync::atomic::AtomicU64>,
+    bytes: Arc<AtomicU64>,
+    limit: Arc<AtomicU64>,
+}
+
+/// What a bad link does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Both ends see it end.
+    Cut,
+    /// Nothing more comes, and nobody is told.
+    Stall,
 }
 
 impl CuttingProxy {
     /// Listens in the namespace until the test's process ends.
-    pub fn start(netns: &File, cut_after: u64) -> Result<CuttingProxy> {
-        use std::sync::atomic::{AtomicU64, Ordering};
+    pub fn start(netns: &File, after: u64, fault: Fault) -> Result<CuttingProxy> {
         let listener = in_namespace(netns, || std::net::TcpListener::bind(PROXY_ADDRESS))??;
-        let bytes = std::sync::Arc::new(AtomicU64::new(0));
-        let (counter, netns) = (bytes.clone(), netns.try_clone()?);
+        let (bytes, limit) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(after)));
+        let (counter, netns, shared) = (bytes.clone(), netns.try_clone()?, limit.clone());
         std::thread::spawn(move || {
             for client in listener.incoming().filter_map(std::io::Result::ok) {
                 let Ok(Ok(server)) = in_namespace(&netns, || TcpStream::connect(ADDRESS)) else { continue };
@@ -125,22 +136,121 @@ impl CuttingProxy {
                     continue;
                 };
                 std::thread::spawn(move || std::io::copy(&mut requests, &mut up));
-                let counter = counter.clone();
+                let (counter, limit) = (counter.clone(), shared.load(Ordering::Relaxed));
                 std::thread::spawn(move || {
-                    let (mut answers, mut client) = (server.take(cut_after), client);
-                    let copied = std::io::copy(&mut answers, &mut client).unwrap_or(0);
-                    counter.fetch_add(copied, Ordering::Relaxed);
+                    let (mut answers, mut client) = (server.take(limit), client);
+                    let mut chunk = [0; 16 * 1024];
+                    // Counted as they pass, for a test that waits for them.
+                    while let Ok(length @ 1..) = answers.read(&mut chunk) {
+                        if client.write_all(&chunk[..length]).is_err() {
+                            break;
+                        }
+                        counter.fetch_add(length as u64, Ordering::Relaxed);
+                    }
+                    if fault == Fault::Stall && answers.limit() == 0 {
+                        // Until the other end gives up.
+                        while let Ok(1..) = client.read(&mut chunk) {}
+                    }
                     // Both ends see it: the bad link is gone.
                     drop(client.shutdown(std::net::Shutdown::Both));
                     drop(answers.into_inner().shutdown(std::net::Shutdown::Both));
                 });
             }
         });
-        Ok(CuttingProxy { bytes })
+        Ok(CuttingProxy { bytes, limit })
+    }
+
+    /// New connections carry everything from now on.
+    pub fn mend(&self) {
+        self.limit.store(u64::MAX, Ordering::Relaxed);
     }
 
     /// Bytes that came through.
     pub fn bytes(&self) -> u64 {
-        self.bytes.load(std::sync::atomic::Ordering::Relaxed)
+        self.bytes.load(Ordering::Relaxed)
     }
+}
+
+/// Where a [`Gate`] listens.
+pub const GATE_ADDRESS: &str = "127.0.0.1:5002";
+
+/// How a registry asks who is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Challenge {
+    /// Name and password with each request.
+    Basic,
+    /// A token from the gate's own `/token`, which is given for name and password, and for the scope that is asked for.
+    Bearer,
+}
+
+/// The registry behind a door: only who knows the name and the password gets to it.
+#[derive(Debug)]
+pub struct Gate;
+
+impl Gate {
+    /// Listens in the namespace until the test's process ends; `credentials` is `base64(name:password)`.
+    pub fn start(netns: &File, challenge: Challenge, credentials: &'static str) -> Result<Gate> {
+        let listener = in_namespace(netns, || std::net::TcpListener::bind(GATE_ADDRESS))??;
+        let netns = netns.try_clone()?;
+        std::thread::spawn(move || {
+            for client in listener.incoming().filter_map(std::io::Result::ok) {
+                let Ok(Ok(server)) = in_namespace(&netns, || TcpStream::connect(ADDRESS)) else { continue };
+                std::thread::spawn(move || pass(client, server, challenge, credentials));
+            }
+        });
+        Ok(Gate)
+    }
+}
+
+/// One request and its answer; then the connection ends.
+fn pass(mut client: TcpStream, mut server: TcpStream, challenge: Challenge, credentials: &str) -> Result<()> {
+    const TOKEN: &str = "a-token-for-team-web";
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && head.len() < 16 * 1024 {
+        client.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let mut lines = head.split("\r\n");
+    let request = lines.next().unwrap_or_default().to_string();
+    let (mut said, mut others) = (String::new(), Vec::new());
+    for line in lines.filter(|line| !line.is_empty()) {
+        match line.split_once(": ") {
+            Some((name, value)) if name.eq_ignore_ascii_case("authorization") => said = value.into(),
+            Some((name, _)) if name.eq_ignore_ascii_case("connection") => {}
+            _ => others.push(line),
+        }
+    }
+    let known = said == format!("Basic {credentials}");
+    let answer = |client: &mut TcpStream, status: &str, header: &str, body: &str| {
+        write!(
+            client,
+            "HTTP/1.1 {status}\r\n{header}Connection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    if challenge == Challenge::Bearer && request.starts_with("GET /token?") {
+        let scoped = request.contains("scope=repository%3Ateam%2Fweb%3Apull")
+            || request.contains("scope=repository:team/web:pull");
+        let (status, token) = if known && scoped { ("200 OK", TOKEN) } else { ("401 Unauthorized", "") };
+        return Ok(answer(&mut client, status, "", &format!("{{\"token\": \"{token}\"}}"))?);
+    }
+    let open = match challenge {
+        Challenge::Basic => known,
+        Challenge::Bearer => said == format!("Bearer {TOKEN}"),
+    };
+    if !open {
+        let header = match challenge {
+            Challenge::Basic => "WWW-Authenticate: Basic realm=\"gate\"\r\n".into(),
+            Challenge::Bearer => format!(
+                "WWW-Authenticate: Bearer realm=\"http://{GATE_ADDRESS}/token\",service=\"gate\",scope=\"repository:team/web:pull\"\r\n"
+            ),
+        };
+        let body = "{\"errors\": [{\"code\": \"UNAUTHORIZED\", \"message\": \"authentication required\"}]}";
+        return Ok(answer(&mut client, "401 Unauthorized", &header, body)?);
+    }
+    write!(server, "{request}\r\nConnection: close\r\n{}\r\n\r\n", others.join("\r\n"))?;
+    std::io::copy(&mut server, &mut client)?;
+    Ok(())
 }

@@ -366,70 +366,6 @@ fn host_namespaces_and_a_shared_pid_namespace() {
 }
 
 #[test]
-fn images_come_from_a_registry_and_its_mirrors() {
-    use coracle_tests::image::Image;
-    use coracle_tests::registry::{ADDRESS, Registry};
-    let mirrors = ["docker.io", "gcr.io"]
-        .map(|host| format!("[image.registry.\"{host}\"]\nmirrors = [\"{ADDRESS}\"]\nplain_http = true\n"));
-    let board = Board::start(&mirrors.concat()).expect("a board");
-    let registry = Registry::start(board.netns().expect("a namespace")).expect("docker-registry");
-    let image = Image::web("web").expect("built");
-    registry.push(&image, "team/web", "1").expect("pushed");
-    registry.push(&image, "library/web", "latest").expect("pushed");
-    for name in [format!("{ADDRESS}/team/web:1"), "web".into(), "gcr.io/team/web:1".into()] {
-        let said = board.run(&["image", "pull", &name]).expect("pulled");
-        assert!(said.contains("pulled (sha256:"), "{said}");
-    }
-    let listed = board.run(&["image", "ls"]).expect("lists");
-    assert!(
-        listed.contains("docker.io/library/web:latest") && listed.contains("gcr.io/team/web:1"),
-        "{listed}"
-    );
-    let failed = board.coracle(&["image", "pull", &format!("{ADDRESS}/team/none:1")]).expect("runs");
-    assert!(String::from_utf8_lossy(&failed.stderr).contains("not found"), "{failed:?}");
-    board.run(&["image", "prune"]).expect("prunes");
-    assert!(!board.run(&["image", "ls"]).expect("lists").contains("team/web"));
-}
-
-#[test]
-fn an_interrupted_pull_goes_on_from_the_bytes_that_are_there() {
-    use coracle_tests::image::Image;
-    use coracle_tests::registry::{ADDRESS, CuttingProxy, PROXY_ADDRESS, Registry};
-    let board = Board::start("").expect("a board");
-    let netns = board.netns().expect("a namespace");
-    let registry = Registry::start(netns).expect("docker-registry");
-    registry.push(&Image::web("web").expect("built"), "team/web", "1").expect("pushed");
-    // Every connection is cut after so many bytes: no layer comes through in one piece.
-    let proxy = CuttingProxy::start(netns, 300_000).expect("a proxy");
-    let name = format!("{PROXY_ADDRESS}/team/web:1");
-    let mut attempts = 0;
-    while !board.coracle(&["image", "pull", &name]).expect("runs").status.success() {
-        attempts += 1;
-        assert!(attempts < 20, "pulls do not get on: {}", board.log());
-    }
-    let through_cuts = proxy.bytes();
-    // Straight from the registry it is the same image, all of it here already.
-    let straight = board.run(&["image", "pull", &format!("{ADDRESS}/team/web:1")]).expect("pulled");
-    assert!(straight.contains("pulled (sha256:"));
-    let listed = board.run(&["image", "ls"]).expect("lists");
-    let ids: Vec<&str> = listed
-        .lines()
-        .filter(|l| l.contains("team/web"))
-        .filter_map(|l| l.split_whitespace().nth(1))
-        .collect();
-    assert!(ids.len() == 2 && ids[0] == ids[1], "{listed}");
-    let size: u64 = Image::web("web")
-        .expect("built")
-        .blobs()
-        .expect("built")
-        .layers
-        .iter()
-        .map(|l| l.bytes.len() as u64)
-        .sum();
-    assert!(through_cuts < size * 2, "{through_cuts} bytes came for {size}: they were fetched again");
-}
-
-#[test]
 fn a_full_disk_is_told_and_harms_no_running_pod() {
     let mut board = Board::prepare("").expect("a board");
     board.limit_disk(24 << 20).expect("a small disk");
@@ -453,4 +389,97 @@ fn a_full_disk_is_told_and_harms_no_running_pod() {
         assert!(std::time::Instant::now() < deadline, "the store does not recover: {}", board.log());
     }
     board.wait("late", "running", running).expect("runs");
+}
+
+#[test]
+fn a_read_only_disk_is_told_and_harms_no_running_pod() {
+    let mut board = Board::prepare("").expect("a board");
+    board.own_ext4(96 << 20).expect("a disk of its own");
+    board.start_agent().expect("starts");
+    board.apply(&pod("good", SLEEP, "")).expect("applied");
+    board.wait("good", "running", running).expect("runs");
+    board.fail_disk().expect("failed");
+    let refused = board.apply(&pod("late", SLEEP, "")).expect_err("nothing can be stored").to_string();
+    assert!(refused.contains("Read-only file system") && refused.lines().count() == 1, "{refused}");
+    assert!(board.run(&["exec", "good", "--", "echo", "alive"]).expect("runs on").contains("alive"));
+    assert!(board.run(&["ps"]).expect("lists").contains("good"));
+    board.kill_agent().expect("killed");
+    let ended = board.start_agent().expect_err("nothing can be stored").to_string();
+    assert!(ended.contains("Read-only file system"), "{ended}");
+}
+
+#[test]
+fn a_host_port_that_is_taken_is_told() {
+    let board = Board::start("").expect("a board");
+    let text = |name: &str, port: u16| {
+        pod(name, SLEEP, "") + &format!("    ports: [{{containerPort: 80, hostPort: {port}}}]\n")
+    };
+    let told = |name: &str, part: &str| {
+        let deadline = std::time::Instant::now() + coracle_tests::agent::DEADLINE;
+        loop {
+            let described = board.run(&["describe", name]).expect("describes");
+            if described.contains("FailedCreatePodSandBox") && described.contains(part) {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{part} is not in {described}");
+        }
+    };
+    board.apply(&text("first", 8080)).expect("applied");
+    board.wait("first", "running", running).expect("runs");
+    board.apply(&text("second", 8080)).expect("applied");
+    told("second", "hostPort 8080/TCP is already used by pod");
+    let netns = board.netns().expect("a namespace");
+    let listener =
+        coracle_tests::agent::in_namespace(netns, || std::net::TcpListener::bind("127.0.0.1:8022"));
+    let listener = listener.expect("entered").expect("listens");
+    board.apply(&text("third", 8022)).expect("applied");
+    told("third", "hostPort 8022/TCP is already in use by a program of this host");
+    drop(listener);
+    board.run(&["delete", "first", "--grace-period=0"]).expect("deleted");
+    // Both come up by themselves once their ports are free.
+    for name in ["second", "third"] {
+        board.wait(name, "running", running).expect("runs");
+    }
+}
+
+#[test]
+fn a_terminal_is_as_large_as_the_users_and_ends_with_its_command() {
+    use nix::poll::{PollFd, PollFlags, poll};
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    let board = Board::start("").expect("a board");
+    board.apply(&pod("boat", SLEEP, "")).expect("applied");
+    board.wait("boat", "running", running).expect("runs");
+    let script = r#"tty; until [ "$(stty size)" = "33 99" ]; do :; done; echo size is $(stty size); read line; echo got $line; exit 5"#;
+    let size = nix::pty::Winsize { ws_row: 33, ws_col: 99, ws_xpixel: 0, ws_ypixel: 0 };
+    let terminal = nix::pty::openpty(Some(&size), None).expect("a terminal");
+    let slave = || std::process::Stdio::from(terminal.slave.try_clone().expect("copied"));
+    let mut exec = std::process::Command::new(coracle_tests::agent::binary("coracle").expect("built"))
+        .arg("--root")
+        .arg(board.root())
+        .args(["exec", "-it", "boat", "--", "sh", "-c", script])
+        .stdin(slave())
+        .stdout(slave())
+        .stderr(slave())
+        .spawn()
+        .expect("started");
+    drop(terminal.slave);
+    let mut master = std::fs::File::from(terminal.master);
+    let mut said = String::new();
+    let mut until = |text: &str, answer: &[u8]| {
+        let mut chunk = [0; 1024];
+        while !said.contains(text) {
+            let mut ready = [PollFd::new(master.as_fd(), PollFlags::POLLIN)];
+            let milliseconds = u16::try_from(coracle_tests::agent::DEADLINE.as_millis()).expect("short");
+            assert_ne!(poll(&mut ready, milliseconds), Ok(0), "{text} does not come after {said:?}");
+            let length = master.read(&mut chunk).expect("the terminal is open");
+            said += &String::from_utf8_lossy(&chunk[..length]);
+        }
+        master.write_all(answer).expect("typed");
+    };
+    // The size comes in a message of its own, after the start.
+    until("size is 33 99", b"ahoy\r");
+    until("got ahoy", b"");
+    assert_eq!(exec.wait().expect("ends").code(), Some(5), "{said}");
+    assert!(said.contains("/dev/"), "{said}");
 }
