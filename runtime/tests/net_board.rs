@@ -72,8 +72,11 @@ fn a_udp_client_follows_the_pods_behind_a_host_port() {
     let ports = [port(Protocol::Udp, 5353, 53)];
     let client = udp_listen(&lab.outside, &format!("{OUTSIDE}:4000"));
     let target = format!("{NODE}:5353");
-    let node = udp_listen(&lab.node, "0.0.0.0:5353");
-    assert_eq!(udp_ask(&client, &target, &node).as_deref(), Ok(OUTSIDE), "no pod yet: the host itself");
+    let ask_the_host = |when: &str| {
+        let node = udp_listen(&lab.node, "0.0.0.0:5353");
+        assert_eq!(udp_ask(&client, &target, &node).as_deref(), Ok(OUTSIDE), "{when}: the host itself");
+    };
+    ask_the_host("no pod yet");
     for name in ["one", "two"] {
         let pod = lab.pod(name, &ports);
         let server = udp_listen(&pod.netns, "0.0.0.0:53");
@@ -81,7 +84,7 @@ fn a_udp_client_follows_the_pods_behind_a_host_port() {
         assert_eq!(udp_ask(&client, &target, &server).as_deref(), Ok(OUTSIDE), "{name}, again");
         lab.net.detach(&uid(name)).expect("detach");
     }
-    assert_eq!(udp_ask(&client, &target, &node).as_deref(), Ok(OUTSIDE), "no pod any more");
+    ask_the_host("no pod any more");
 }
 
 #[test]
