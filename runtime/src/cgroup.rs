@@ -1,31 +1,48 @@
 //! The pods' cgroups: one tree per agent, on cgroup v2 and on the v1/hybrid hierarchies of older boards.
 //!
 //! ```text
-//! /NAME/kubepods[/burstable|/besteffort]/podUID/CONTAINER.ATTEMPT   made by the agent down to podUID
-//! /NAME/shims/UID                                                  shim and pause: outside the pod's limits
+//! /TOP/kubepods[/burstable|/besteffort]/podUID/CONTAINER.ATTEMPT   TOP is NAME, or NAME.slice under systemd with v2
+//! /TOP/shims/UID                                                  shim and pause: outside the pod's limits
 //! ```
-//! The pod's own limits are written here; a container's by libcontainer. On hybrid hosts the shim sits in the
-//! cgroup2 mount as well, and its containers with it, so that one `cgroup.kill` ends them all. Everything is
-//! idempotent; removal goes by directory, so it also clears what a crash left. Device rules on v2 are not
-//! here yet (ARCHITECTURE.md).
+//! The limits of pods and classes are written here, a container's by libcontainer. On v2 this module also makes the
+//! container's cgroup, so that its device rules hold before anything runs in it. On hybrid hosts the shim sits in
+//! the cgroup2 mount as well, and in systemd's hierarchy, so that no unit's stop takes it along.
+//!
+//! Under systemd, `coracle.service` lies in `coracle.slice` too and has `Delegate=yes`: for it systemd hands every
+//! controller to the slice's children, and the kernel refuses to take one back that `kubepods` hands on. systemd
+//! touches no cgroup that it did not make, so neither side fights the other.
+//!
+//! Everything is idempotent; removal goes by directory, so it also clears what a crash left.
 
+mod devices;
+mod hierarchy;
+mod kill;
+mod limits;
+mod usage;
+
+pub use devices::DeviceRules;
+pub(crate) use devices::Instruction;
+pub use hierarchy::{Hierarchy, detect};
+pub use limits::{CPU_PERIOD_MICROSECONDS, cpu_quota_microseconds, cpu_shares, unified};
+pub use usage::{Pressure, Stall, Usage, pressure};
+
+use crate::layout::instance_name;
 use coracle_pod::observed::InstanceId;
-use coracle_pod::spec::{PodSpec, PodUid, QosClass, Resources};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use std::collections::{BTreeMap, BTreeSet};
+use coracle_pod::spec::{PodSpec, PodUid, QosClass};
+use hierarchy::hand_down;
+use kill::{kill_all, remove_tree};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-
-use crate::layout::instance_name;
+use std::sync::Arc;
 
 /// A cgroup that cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// Neither cgroup v2 nor the v1 controllers that pods need are mounted.
     #[error(
-        "no usable cgroup hierarchy: {0}; mount cgroup2 at /sys/fs/cgroup, or enable the controller (cgroup_enable=memory on Raspberry Pi OS)"
+        "no usable cgroup hierarchy: {0}; mount cgroup2 at /sys/fs/cgroup, or enable the controller: on a Raspberry Pi add \"cgroup_enable=memory cgroup_memory=1\" to the line in /boot/firmware/cmdline.txt and reboot"
     )]
     Unusable(String),
     /// The kernel refused.
@@ -40,50 +57,40 @@ pub enum CgroupError {
     /// Processes of a killed cgroup did not go away in time (uninterruptible sleep, a dead disk or NFS).
     #[error("cgroup {path}: processes survive SIGKILL; see /proc/PID/stack", path = .0.display())]
     Unkillable(PathBuf),
+    /// Containers cannot be kept from the host's devices.
+    #[error(
+        "containers cannot be kept from the host's devices: {0}; the kernel needs CONFIG_CGROUP_BPF, or cgroup v1 with the devices controller"
+    )]
+    Devices(#[source] io::Error),
 }
 
-/// Which cgroup hierarchies the kernel gives us.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hierarchy {
-    /// One tree with all controllers.
-    V2 {
-        /// Usually `/sys/fs/cgroup`.
-        root: PathBuf,
-    },
-    /// One tree per controller, and perhaps an empty cgroup2 beside them.
-    V1 {
-        /// Mount point by controller name.
-        controllers: BTreeMap<String, PathBuf>,
-        /// The cgroup2 mount of a hybrid host.
-        unified: Option<PathBuf>,
-    },
-}
-
-/// Controllers without which a pod's limits would be a lie.
-const REQUIRED: [&str; 4] = ["cpu", "cpuacct", "memory", "pids"];
+/// The QoS classes' directories.
+const CLASSES: [&str; 3] = ["kubepods", "kubepods/burstable", "kubepods/besteffort"];
 /// Controllers that the agent itself writes to on v1; libcontainer handles the others.
 const POD_CONTROLLERS: [&str; 4] = ["cpu", "cpuacct", "memory", "pids"];
-/// CFS period, the kernel's default; the kubelet's too.
-pub const CPU_PERIOD_MICROSECONDS: u64 = 100_000;
-/// Rounds of SIGKILL before a cgroup is called unkillable; each waits up to [`KILL_WAIT_MILLISECONDS`].
-const KILL_ROUNDS: u32 = 50;
-const KILL_WAIT_MILLISECONDS: u16 = 40;
+/// systemd's own hierarchy on v1: by it systemd knows whose process is whose.
+const SYSTEMD: &str = "name=systemd";
 
 /// The cgroup tree of one agent.
 #[derive(Clone, Debug)]
 pub struct Tree {
     hierarchy: Hierarchy,
+    /// `TOP`.
     name: String,
+    /// For v2.
+    devices: Option<Arc<DeviceRules>>,
 }
 
 impl Tree {
-    /// Finds the hierarchies and makes `/NAME`. Idempotent; blocking.
+    /// Finds the hierarchies and makes `/TOP`. Idempotent; blocking.
     pub fn open(name: &str) -> Result<Tree, CgroupError> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|source| CgroupError::Io { path: "/proc/self/mountinfo".into(), source })?;
-        let tree = Tree { hierarchy: detect(&mounts)?, name: name.into() };
+        let mut tree = Tree { hierarchy: detect()?, name: name.into(), devices: None };
         if let Hierarchy::V2 { root } = &tree.hierarchy {
-            enable_controllers(root)?;
+            if under_systemd() {
+                tree.name = format!("{name}.slice");
+            }
+            tree.devices = Some(Arc::new(DeviceRules::load()?));
+            hand_down(root)?;
         }
         for root in tree.pod_roots() {
             let top = root.join(&tree.name);
@@ -123,7 +130,7 @@ impl Tree {
         for root in self.pod_roots() {
             self.make_chain(&root, &path)?;
             let dir = root.join(path.trim_start_matches('/'));
-            for (file, value) in self.limits(&pod.resources, pids_max) {
+            for (file, value) in limits::of_pod(&self.hierarchy, pod, pids_max) {
                 let file = dir.join(file);
                 if file.exists() {
                     write(&file, &value)?;
@@ -132,6 +139,60 @@ impl Tree {
         }
         for root in self.shim_roots() {
             self.make_chain(&root, &format!("/{}/shims/{}", self.name, pod.uid.0))?;
+        }
+        self.balance()
+    }
+
+    /// Makes an instance's cgroup with its device rules, on v2; on v1 libcontainer does both. Idempotent.
+    pub fn create_instance(
+        &self,
+        uid: &PodUid,
+        qos: QosClass,
+        instance: &InstanceId,
+        privileged: bool,
+    ) -> Result<(), CgroupError> {
+        let (Hierarchy::V2 { root }, Some(devices)) = (&self.hierarchy, &self.devices) else { return Ok(()) };
+        let dir = root.join(self.instance_path(uid, qos, instance).trim_start_matches('/'));
+        make(&dir)?;
+        if privileged { Ok(()) } else { devices.attach(&dir) }
+    }
+
+    /// Gives the classes what their pods are promised together: a protection holds only as far as every level above
+    /// grants it, and the classes share the CPU by their requests, as the kubelet has it. cgroup-v2.rst, "memory.min".
+    fn balance(&self) -> Result<(), CgroupError> {
+        let sum = |class: &Path, file: &str| -> u64 {
+            let pods = entries(class).into_iter().filter(|name| name.starts_with("pod"));
+            // A pod that goes away meanwhile is promised nothing any more.
+            let read = |name: String| {
+                fs::read_to_string(class.join(name).join(file)).ok()?.trim().parse::<u64>().ok()
+            };
+            pods.filter_map(read).sum()
+        };
+        let set = |dir: &Path, file: &str, value: u64| {
+            let file = dir.join(file);
+            if file.exists() { write(&file, &value.to_string()) } else { Ok(()) }
+        };
+        for root in self.pod_roots() {
+            let top = root.join(&self.name);
+            let [all, burstable, best_effort] = CLASSES.map(|class| top.join(class));
+            match &self.hierarchy {
+                Hierarchy::V2 { .. } => {
+                    let (min, low) = (sum(&all, "memory.min"), sum(&burstable, "memory.low"));
+                    for dir in [&top, &all] {
+                        set(dir, "memory.min", min)?;
+                        set(dir, "memory.low", low)?;
+                    }
+                    set(&burstable, "memory.low", low)?;
+                    set(&burstable, "cpu.weight", sum(&burstable, "cpu.weight").clamp(1, 10_000))?;
+                    set(&best_effort, "cpu.weight", 1)?;
+                    set(&burstable, "io.weight", limits::io_weight(QosClass::Burstable))?;
+                    set(&best_effort, "io.weight", limits::io_weight(QosClass::BestEffort))?;
+                }
+                Hierarchy::V1 { .. } => {
+                    set(&burstable, "cpu.shares", sum(&burstable, "cpu.shares").clamp(2, 262_144))?;
+                    set(&best_effort, "cpu.shares", 2)?;
+                }
+            }
         }
         Ok(())
     }
@@ -188,7 +249,8 @@ impl Tree {
 
     /// Removes every cgroup of a pod, which must hold no process. Idempotent.
     pub fn remove_pod(&self, uid: &PodUid) -> Result<(), CgroupError> {
-        self.dirs_of(uid).iter().try_for_each(|dir| remove_tree(dir))
+        self.dirs_of(uid).iter().try_for_each(|dir| remove_tree(dir))?;
+        self.balance()
     }
 
     /// Pods that have a cgroup here, running or left behind.
@@ -196,7 +258,7 @@ impl Tree {
         let mut found = BTreeSet::new();
         for root in self.all_roots() {
             let top = root.join(&self.name);
-            for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+            for class in CLASSES {
                 let names = entries(&top.join(class));
                 found.extend(names.iter().filter_map(|n| n.strip_prefix("pod")).map(|n| PodUid(n.into())));
             }
@@ -210,59 +272,32 @@ impl Tree {
         self.dirs_of(uid).is_empty()
     }
 
-    /// Removes the whole tree once it is empty: the reverse of [`Tree::open`].
+    /// Removes the whole tree once no process is in it: the reverse of [`Tree::open`]. A slice is systemd's to remove.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        self.all_roots().iter().try_for_each(|root| remove_tree(&root.join(&self.name)))
+        self.all_roots().iter().try_for_each(|root| {
+            let top = root.join(&self.name);
+            if self.name.ends_with(".slice") {
+                ["kubepods", "shims"].iter().try_for_each(|name| remove_tree(&top.join(name)))
+            } else {
+                remove_tree(&top)
+            }
+        })
     }
 
     /// CPU time and memory in use of a cgroup path. `None` when it is gone.
     pub fn usage(&self, path: &str) -> Option<Usage> {
-        let path = path.trim_start_matches('/');
-        let number = |file: PathBuf| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
-        let field = |text: &str, name: &str| {
-            text.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<u64>().ok())
-        };
-        match &self.hierarchy {
-            Hierarchy::V2 { root } => {
-                let dir = root.join(path);
-                let cpu = fs::read_to_string(dir.join("cpu.stat")).ok()?;
-                let memory = fs::read_to_string(dir.join("memory.stat")).ok()?;
-                let used = number(dir.join("memory.current"))?;
-                Some(Usage {
-                    cpu_nanoseconds: field(&cpu, "usage_usec ")? * 1000,
-                    working_set_bytes: used.saturating_sub(field(&memory, "inactive_file ").unwrap_or(0)),
-                })
-            }
-            Hierarchy::V1 { controllers, .. } => {
-                let memory = controllers["memory"].join(path);
-                let stat = fs::read_to_string(memory.join("memory.stat")).ok()?;
-                let used = number(memory.join("memory.usage_in_bytes"))?;
-                Some(Usage {
-                    cpu_nanoseconds: number(controllers["cpuacct"].join(path).join("cpuacct.usage"))?,
-                    working_set_bytes: used.saturating_sub(field(&stat, "total_inactive_file ").unwrap_or(0)),
-                })
-            }
-        }
+        usage::usage(&self.hierarchy, path)
     }
 
-    /// File and value of each pod limit; files that this hierarchy lacks are skipped by the caller.
-    fn limits(&self, resources: &Resources, pids_max: u64) -> Vec<(&'static str, String)> {
-        let shares = cpu_shares(resources);
-        let quota = resources.cpu_limit_millis.map(cpu_quota_microseconds);
-        let mut limits = vec![("pids.max", pids_max.to_string())];
+    /// How long tasks of a cgroup path waited for `resource`: `cpu`, `memory` or `io`. `None` on v1, and where the
+    /// kernel keeps no account.
+    pub fn pressure(&self, path: &str, resource: &str) -> Option<Pressure> {
         match &self.hierarchy {
-            Hierarchy::V2 { .. } => {
-                limits.push(("cpu.weight", cpu_weight(shares).to_string()));
-                limits.extend(quota.map(|q| ("cpu.max", format!("{q} {CPU_PERIOD_MICROSECONDS}"))));
-                limits.extend(resources.memory_limit_bytes.map(|b| ("memory.max", b.to_string())));
+            Hierarchy::V2 { root } => {
+                pressure(&root.join(path.trim_start_matches('/')).join(format!("{resource}.pressure")))
             }
-            Hierarchy::V1 { .. } => {
-                limits.push(("cpu.shares", shares.to_string()));
-                limits.extend(quota.map(|q| ("cpu.cfs_quota_us", q.to_string())));
-                limits.extend(resources.memory_limit_bytes.map(|b| ("memory.limit_in_bytes", b.to_string())));
-            }
+            Hierarchy::V1 { .. } => None,
         }
-        limits
     }
 
     /// Makes each directory of an absolute cgroup path; on v2 also hands the controllers down to it.
@@ -274,7 +309,7 @@ impl Tree {
             make(&dir)?;
             let shim = path.contains("/shims/");
             if matches!(self.hierarchy, Hierarchy::V2 { .. }) && !shim {
-                enable_controllers(&dir)?;
+                hand_down(&dir)?;
             }
         }
         Ok(())
@@ -290,13 +325,15 @@ impl Tree {
         }
     }
 
-    /// v1: pids and memory for accounting and killing, cgroup2 for `cgroup.kill` where there is one.
+    /// v1: pids for killing, cgroup2 for `cgroup.kill` where there is one, and systemd's own hierarchy, by which it
+    /// would end the shims with the unit that started them.
     fn shim_roots(&self) -> Vec<PathBuf> {
         match &self.hierarchy {
             Hierarchy::V2 { root } => vec![root.clone()],
             Hierarchy::V1 { controllers, unified } => {
                 let mut roots = vec![controllers["pids"].clone()];
                 roots.extend(unified.clone());
+                roots.extend(controllers.get(SYSTEMD).cloned());
                 roots
             }
         }
@@ -325,7 +362,7 @@ impl Tree {
         for root in self.all_roots() {
             let top = root.join(&self.name);
             dirs.push(top.join("shims").join(&uid.0));
-            for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+            for class in CLASSES {
                 dirs.push(top.join(class).join(format!("pod{}", uid.0)));
             }
         }
@@ -334,118 +371,9 @@ impl Tree {
     }
 }
 
-/// What a cgroup uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// Since the cgroup was made.
-    pub cpu_nanoseconds: u64,
-    /// Memory that could not be reclaimed at once, as the kubelet counts it.
-    pub working_set_bytes: u64,
-}
-
-/// The kubelet's `MilliCPUToShares`: a request, else the limit, else the minimum.
-pub fn cpu_shares(resources: &Resources) -> u64 {
-    let millis = resources.cpu_request_millis.or(resources.cpu_limit_millis).unwrap_or(0);
-    (millis * 1024 / 1000).clamp(2, 262_144)
-}
-
-/// The kubelet's `MilliCPUToQuota`, in microseconds of each period.
-pub fn cpu_quota_microseconds(millis: u64) -> u64 {
-    (millis * CPU_PERIOD_MICROSECONDS / 1000).max(1000)
-}
-
-/// Shares 2–262144 to weight 1–10000, as the OCI runtimes do.
-fn cpu_weight(shares: u64) -> u64 {
-    1 + (shares.saturating_sub(2) * 9999) / 262_142
-}
-
-fn detect(mountinfo: &str) -> Result<Hierarchy, CgroupError> {
-    let (mut controllers, mut unified) = (BTreeMap::new(), None);
-    for line in mountinfo.lines() {
-        // proc_pid_mountinfo(5): "… root mountpoint options … - fstype source superoptions".
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let Some(point) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
-        let mut right = right.split(' ');
-        match (right.next(), right.nth(1)) {
-            (Some("cgroup2"), _) => unified = unified.or(Some(point)),
-            (Some("cgroup"), Some(options)) => {
-                for option in options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "xattr")) {
-                    controllers.entry(option.to_string()).or_insert_with(|| point.clone());
-                }
-            }
-            _ => {}
-        }
-    }
-    if controllers.keys().all(|c| c.starts_with("name=")) {
-        let root = unified.ok_or_else(|| CgroupError::Unusable("no cgroup file system is mounted".into()))?;
-        return Ok(Hierarchy::V2 { root });
-    }
-    match REQUIRED.iter().find(|c| !controllers.contains_key(**c)) {
-        Some(missing) => Err(CgroupError::Unusable(format!("the {missing} controller is not mounted"))),
-        None => Ok(Hierarchy::V1 { controllers, unified }),
-    }
-}
-
-/// Hands every controller that the directory has to its children. cgroup-v2.rst, "Controlling Controllers".
-fn enable_controllers(dir: &Path) -> Result<(), CgroupError> {
-    let available = fs::read_to_string(dir.join("cgroup.controllers"))
-        .map_err(|source| CgroupError::Io { path: dir.join("cgroup.controllers"), source })?;
-    for controller in
-        available.split_whitespace().filter(|c| matches!(*c, "cpu" | "memory" | "pids" | "io" | "cpuset"))
-    {
-        write(&dir.join("cgroup.subtree_control"), &format!("+{controller}"))?;
-    }
-    Ok(())
-}
-
-fn kill_all(dir: &Path) -> Result<(), CgroupError> {
-    let kill_file = dir.join("cgroup.kill");
-    for round in 0..KILL_ROUNDS {
-        let pids = pids_below(dir)?;
-        if pids.is_empty() {
-            return Ok(());
-        }
-        if kill_file.exists() {
-            write(&kill_file, "1")?;
-        } else {
-            for pid in &pids {
-                match kill(*pid, Signal::SIGKILL) {
-                    Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-                    Err(e) => return Err(CgroupError::Io { path: dir.into(), source: e.into() }),
-                }
-            }
-        }
-        wait_for_exit(&pids, if round == 0 { 1 } else { KILL_WAIT_MILLISECONDS });
-    }
-    Err(CgroupError::Unkillable(dir.into()))
-}
-
-/// Waits for the first of `pids` to end, at most `milliseconds`. Others are looked for in the next round.
-fn wait_for_exit(pids: &[Pid], milliseconds: u16) {
-    use nix::poll::{PollFd, PollFlags, poll};
-    use std::os::fd::AsFd;
-    // A pid that is already gone needs no waiting.
-    let Some(Ok(fd)) = pids.first().map(|pid| crate::sys::pidfd_open(pid.as_raw())) else { return };
-    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-    if let Err(error) = poll(&mut fds, milliseconds) {
-        // Interrupted or timed out alike: the caller counts rounds and looks again.
-        tracing::debug!(%error, "waiting for a killed process");
-    }
-}
-
-/// Live processes of a cgroup and its children. Zombies count: they leave when their parent reaps them.
-fn pids_below(dir: &Path) -> Result<Vec<Pid>, CgroupError> {
-    let mut pids = Vec::new();
-    let text = match fs::read_to_string(dir.join("cgroup.procs")) {
-        Ok(text) => text,
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => return Ok(pids),
-        Err(source) => return Err(CgroupError::Io { path: dir.join("cgroup.procs"), source }),
-    };
-    pids.extend(text.lines().filter_map(|l| l.parse().ok()).filter(|pid| *pid > 0).map(Pid::from_raw));
-    for child in entries(dir) {
-        pids.extend(pids_below(&dir.join(child))?);
-    }
-    Ok(pids)
+/// sd_booted(3).
+fn under_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
 }
 
 /// Names of the directories in `dir`; empty when it is gone.
@@ -455,18 +383,6 @@ fn entries(dir: &Path) -> Vec<String> {
         .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
         .filter_map(|e| e.file_name().into_string().ok())
         .collect()
-}
-
-fn remove_tree(dir: &Path) -> Result<(), CgroupError> {
-    for child in entries(dir) {
-        remove_tree(&dir.join(child))?;
-    }
-    match fs::remove_dir(dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(CgroupError::Io { path: dir.into(), source })
-        }
-        _ => Ok(()),
-    }
 }
 
 fn make(dir: &Path) -> Result<(), CgroupError> {
@@ -491,45 +407,5 @@ fn ignore_invalid(error: CgroupError) -> Result<(), CgroupError> {
             Ok(())
         }
         _ => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const V2: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate";
-    const HYBRID: &str = "31 30 0:27 / /c/unified rw - cgroup2 cgroup2 rw
-32 30 0:28 / /c/systemd rw - cgroup cgroup rw,xattr,name=systemd
-33 30 0:29 / /c/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
-34 30 0:30 / /c/memory rw - cgroup cgroup rw,memory
-35 30 0:31 / /c/pids rw - cgroup cgroup rw,pids";
-
-    #[test]
-    fn hierarchies_are_told_apart() {
-        assert_eq!(detect(V2).unwrap(), Hierarchy::V2 { root: "/sys/fs/cgroup".into() });
-        let Hierarchy::V1 { controllers, unified } = detect(HYBRID).unwrap() else { panic!("hybrid is v1") };
-        assert_eq!(controllers["cpuacct"], Path::new("/c/cpu,cpuacct"));
-        assert_eq!(unified.as_deref(), Some(Path::new("/c/unified")));
-        let without_memory =
-            HYBRID.replace("/c/memory rw - cgroup cgroup rw,memory", "/c/memory rw - cgroup cgroup rw,blkio");
-        assert!(detect(&without_memory).unwrap_err().to_string().contains("memory controller"));
-        assert!(detect("").is_err());
-    }
-
-    #[test]
-    fn cpu_figures_follow_the_kubelet() {
-        let check = |request, limit, shares| {
-            let r = Resources { cpu_request_millis: request, cpu_limit_millis: limit, ..Default::default() };
-            assert_eq!(cpu_shares(&r), shares, "{request:?} {limit:?}");
-        };
-        check(None, None, 2);
-        check(Some(1), None, 2);
-        check(Some(250), None, 256);
-        check(None, Some(500), 512);
-        check(Some(1_000_000), None, 262_144);
-        assert_eq!(cpu_quota_microseconds(250), 25_000);
-        assert_eq!(cpu_quota_microseconds(1), 1000);
-        assert_eq!((cpu_weight(2), cpu_weight(262_144)), (1, 10_000));
     }
 }

@@ -5,10 +5,10 @@
 //! than false, a filter is never in the document, PATH and HOME are in the environment, mount propagation is
 //! the root's alone (ARCHITECTURE.md).
 
-use crate::cgroup::{CPU_PERIOD_MICROSECONDS, cpu_quota_microseconds, cpu_shares};
+use crate::cgroup::{self, CPU_PERIOD_MICROSECONDS, cpu_quota_microseconds, cpu_shares};
 use crate::process::Identity;
 use crate::rt::DROP_CAPABILITIES;
-use coracle_pod::spec::{ContainerSpec, PodSpec, Propagation, Resources};
+use coracle_pod::spec::{ContainerSpec, PodSpec, Propagation};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -223,7 +223,7 @@ fn document(input: &Input<'_>) -> Value {
     }
     let mut linux = json!({
         "cgroupsPath": input.cgroup_path,
-        "resources": resources(&input.container.resources, input.pids_max, security.privileged),
+        "resources": resources(input),
         "namespaces": namespaces(input),
         "rootfsPropagation": propagation(input.container),
         "devices": input.devices.iter().map(device).collect::<Vec<_>>(),
@@ -301,19 +301,25 @@ fn propagation(container: &ContainerSpec) -> &'static str {
     }
 }
 
-fn resources(resources: &Resources, pids_max: u64, privileged: bool) -> Value {
+fn resources(input: &Input<'_>) -> Value {
+    let resources = &input.container.resources;
     let mut cpu = json!({"shares": cpu_shares(resources)});
     if let Some(millis) = resources.cpu_limit_millis {
         cpu["quota"] = cpu_quota_microseconds(millis).into();
         cpu["period"] = CPU_PERIOD_MICROSECONDS.into();
     }
     let mut value = json!({
-        "devices": [{"allow": privileged, "access": "rwm"}],
+        // For v1; on v2 the agent puts a program of its own on the cgroup.
+        "devices": [{"allow": input.container.security.privileged, "access": "rwm"}],
         "cpu": cpu,
-        "pids": {"limit": pids_max},
+        "pids": {"limit": input.pids_max},
     });
     if let Some(bytes) = resources.memory_limit_bytes {
         value["memory"] = json!({"limit": bytes});
+    }
+    if input.cgroup2 {
+        value["unified"] =
+            cgroup::unified(input.pod.qos, resources).into_iter().map(|(f, v)| (f, json!(v))).collect();
     }
     value
 }

@@ -95,6 +95,69 @@ pub(crate) fn default_signal(signal: nix::sys::signal::Signal) -> nix::Result<()
     unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.map(|_| ())
 }
 
+/// `union bpf_attr` as `BPF_PROG_LOAD` reads it, up to the name. bpf(2), linux/bpf.h.
+#[repr(C)]
+struct ProgramLoad {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buffer: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+/// Loads a program of type `BPF_PROG_TYPE_CGROUP_DEVICE`. bpf(2).
+pub(crate) fn load_device_program(
+    program: &[crate::cgroup::Instruction],
+) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    const PROG_LOAD: libc::c_long = 5;
+    const CGROUP_DEVICE: u32 = 15;
+    let count = u32::try_from(program.len()).map_err(io::Error::other)?;
+    let attributes = ProgramLoad {
+        kind: CGROUP_DEVICE,
+        instruction_count: count,
+        instructions: program.as_ptr() as usize as u64,
+        license: c"Apache-2.0".as_ptr() as usize as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buffer: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: *b"coracle_devices\0",
+    };
+    // SAFETY: the structure is as long as it is said to be, and the instructions and the licence that it points to
+    // outlive the call; the kernel copies them.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const attributes, size_of::<ProgramLoad>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor that nobody else owns; descriptors fit an int.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// Attaches a device program to a cgroup v2 directory, beside those that are there. bpf(2), `BPF_PROG_ATTACH`.
+pub(crate) fn attach_device_program(
+    cgroup: std::os::fd::BorrowedFd<'_>,
+    program: std::os::fd::BorrowedFd<'_>,
+) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    const PROG_ATTACH: libc::c_long = 8;
+    const CGROUP_DEVICE: i32 = 6;
+    const ALLOW_MULTI: i32 = 2;
+    // target_fd, attach_bpf_fd, attach_type, attach_flags, replace_bpf_fd.
+    let attributes = [cgroup.as_raw_fd(), program.as_raw_fd(), CGROUP_DEVICE, ALLOW_MULTI, 0];
+    // SAFETY: the attributes are as long as they are said to be; the kernel copies them.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, attributes.as_ptr(), size_of_val(&attributes)) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Keeps the heap of a long-lived process small: one arena for all threads, large blocks by mmap, and what is free at
 /// the top given back. Call before other threads exist. mallopt(3); nothing outside glibc.
 pub fn keep_heap_small() {

@@ -14,8 +14,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Longer than anything here takes, on a busy machine with two cores.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+/// Longer than anything here takes, on a busy machine with two cores. `CORACLE_TEST_SLOWNESS` multiplies it: an
+/// emulated machine is ten times slower.
+pub fn deadline() -> Duration {
+    const NATIVE: Duration = Duration::from_secs(60);
+    let slowness = std::env::var("CORACLE_TEST_SLOWNESS").ok().and_then(|text| text.parse().ok());
+    NATIVE * slowness.unwrap_or(1)
+}
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -154,13 +159,13 @@ impl Board {
             self.netns = Some(File::open(format!("/proc/{}/ns/net", child.id()))?);
         }
         self.agent = Some(child);
-        let deadline = Instant::now() + DEADLINE;
+        let until = Instant::now() + deadline();
         while UnixStream::connect(self.socket()).is_err() {
             let agent = self.agent.as_mut().context("just started")?;
             if let Some(status) = agent.try_wait()? {
                 bail!("the agent ended ({status}):\n{}", self.log());
             }
-            if Instant::now() > deadline {
+            if Instant::now() > until {
                 bail!("the agent does not answer:\n{}", self.log());
             }
             std::thread::yield_now();
@@ -296,7 +301,7 @@ impl Board {
     /// Reads the watch until `stop` says so.
     fn watch(&self, mut stop: impl FnMut(&str, &Value) -> bool) -> Result<()> {
         let stream = self.request("GET", "/pods?watch=1")?;
-        let deadline = Instant::now() + DEADLINE;
+        let until = Instant::now() + deadline();
         for line in BufReader::new(stream).lines() {
             let line = line.context("no change before the deadline")?;
             // Chunk sizes and headers lie between the lines of JSON.
@@ -308,7 +313,7 @@ impl Board {
             if stop(change["type"].as_str().unwrap_or_default(), &change["object"]) {
                 return Ok(());
             }
-            if Instant::now() > deadline {
+            if Instant::now() > until {
                 bail!("not before the deadline");
             }
         }
@@ -317,7 +322,7 @@ impl Board {
 
     fn request(&self, method: &str, path: &str) -> Result<UnixStream> {
         let mut stream = UnixStream::connect(self.socket())?;
-        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_read_timeout(Some(deadline()))?;
         write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         Ok(stream)
     }
@@ -340,16 +345,16 @@ impl Board {
     pub fn http(&self, address: &str) -> Result<String> {
         let netns = self.netns.as_ref().context("the agent was never started")?;
         in_namespace(netns, || {
-            let deadline = Instant::now() + DEADLINE;
+            let until = Instant::now() + deadline();
             let mut stream = loop {
                 match TcpStream::connect(address) {
                     Ok(stream) => break stream,
-                    Err(error) if Instant::now() > deadline => bail!("connect {address}: {error}"),
+                    Err(error) if Instant::now() > until => bail!("connect {address}: {error}"),
                     // The server in the container is still starting: there is no event of it out here.
                     Err(_) => std::thread::yield_now(),
                 }
             };
-            stream.set_read_timeout(Some(DEADLINE))?;
+            stream.set_read_timeout(Some(deadline()))?;
             write!(stream, "GET / HTTP/1.0\r\nHost: pod\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;

@@ -127,7 +127,10 @@ fn cgroup_dirs(name: &str) -> Vec<PathBuf> {
             continue;
         }
         if let Some(point) = left.split(' ').nth(4) {
-            walk(&Path::new(point).join(name), &mut dirs);
+            // The slice is what the tree is called under systemd with cgroup v2.
+            for top in [name.to_string(), format!("{name}.slice")] {
+                walk(&Path::new(point).join(top), &mut dirs);
+            }
         }
     }
     dirs

@@ -1,6 +1,6 @@
 //! Debian's `docker-registry` on loopback, with images pushed into it.
 
-use crate::agent::{DEADLINE, in_namespace};
+use crate::agent::{deadline, in_namespace};
 use crate::image::{Blob, Image};
 use anyhow::{Context, Result, bail};
 use std::fs::File;
@@ -40,9 +40,9 @@ impl Registry {
         let process = in_namespace(netns, || command.spawn())?;
         let process = process.context("start docker-registry: apt-get install docker-registry")?;
         let registry = Registry { process, netns: netns.try_clone()?, _dir: dir };
-        let deadline = Instant::now() + DEADLINE;
+        let until = Instant::now() + deadline();
         while in_namespace(netns, || TcpStream::connect(ADDRESS).is_err())? {
-            if Instant::now() > deadline {
+            if Instant::now() > until {
                 bail!("docker-registry does not listen");
             }
             std::thread::yield_now();

@@ -3,7 +3,7 @@
 //! A [`Tree`] is ordered and carries no times or owners of the host, so that the same packages always give the
 //! same tar, byte for byte.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -148,7 +148,11 @@ impl Tree {
 
 /// The root file system of the `busybox-static` package: one program, a link per applet that it names itself.
 pub fn busybox() -> Result<Tree> {
-    let program = package_file("busybox-static", "/busybox")?;
+    let program = host_path(&["/usr/bin/busybox", "/bin/busybox"], "busybox-static")?;
+    ensure!(
+        interpreter(&fs::read(&program)?).is_none(),
+        "busybox is not static: apt-get install busybox-static"
+    );
     let list = Command::new(&program).arg("--list").output().context("run busybox --list")?;
     ensure!(list.status.success(), "busybox --list failed: {}", list.status);
     let mut tree = Tree::new()
@@ -170,7 +174,7 @@ pub fn busybox() -> Result<Tree> {
 
 /// The web server of the `lighttpd` package with its libraries, serving `/srv/www` on port 80.
 pub fn lighttpd() -> Result<Tree> {
-    let program = package_file("lighttpd", "/sbin/lighttpd")?;
+    let program = host_path(&["/usr/sbin/lighttpd"], "lighttpd")?;
     let configuration = "server.document-root = \"/srv/www\"\n\
                          server.port = env.PORT\n\
                          server.modules = ()\n\
@@ -184,15 +188,10 @@ pub fn lighttpd() -> Result<Tree> {
         .file("srv/opaque/below", "hidden by an opaque directory above\n"))
 }
 
-/// The file of an installed package whose path ends in `suffix`.
-fn package_file(package: &str, suffix: &str) -> Result<PathBuf> {
-    let list = Command::new("dpkg").args(["-L", package]).output().context("run dpkg -L")?;
-    if !list.status.success() {
-        bail!("the Debian package {package} is not installed: apt-get install {package}");
-    }
-    let files = String::from_utf8(list.stdout)?;
-    let file = files.lines().find(|line| line.ends_with(suffix) && Path::new(line).is_file());
-    Ok(file.with_context(|| format!("{package} has no file {suffix}"))?.into())
+/// The first of the paths that exists on this machine.
+fn host_path(candidates: &[&str], package: &str) -> Result<PathBuf> {
+    let found = candidates.iter().map(PathBuf::from).find(|path| path.is_file());
+    found.with_context(|| format!("the Debian package {package} is not installed: apt-get install {package}"))
 }
 
 /// What the dynamic loader named in the program's `PT_INTERP` would map, with the loader itself.

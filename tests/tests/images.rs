@@ -86,10 +86,10 @@ fn a_pull_that_is_killed_goes_on_from_the_bytes_that_are_there() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .expect("started");
-    let deadline = std::time::Instant::now() + coracle_tests::agent::DEADLINE;
+    let until = std::time::Instant::now() + coracle_tests::agent::deadline();
     while proxy.bytes() < half {
         assert_eq!(pull.try_wait().expect("asked"), None, "the link is not bad enough");
-        assert!(std::time::Instant::now() < deadline, "nothing comes through: {}", board.log());
+        assert!(std::time::Instant::now() < until, "nothing comes through: {}", board.log());
         std::thread::yield_now();
     }
     board.kill_agent().expect("killed");

@@ -78,6 +78,9 @@ impl Board {
             message: format!("image {:?} is not on this board any more", container.image),
         })?;
         let filter = self.filter(container)?;
+        self.tree
+            .create_instance(&pod.uid, pod.qos, instance, container.security.privileged)
+            .map_err(because(Reason::CreateContainerError))?;
         let facts = PodFacts {
             node_name: self.settings.node_name.clone(),
             host_ip: self.host_ips().first().copied(),
