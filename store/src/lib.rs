@@ -20,7 +20,7 @@ mod sys;
 pub use open::{Opened, check};
 pub use record::{Record, Scan};
 
-use record::{decode, encode, prefix, row_key};
+use record::{Decoded, decode, encode, prefix, row_key};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -70,8 +70,24 @@ pub enum StoreError {
         /// Of its value.
         bytes: usize,
     },
+    /// A newer version of this program wrote it. Nothing was changed.
+    #[error(
+        "{path} was written by a newer version of coracle (record {kind} {key:?} has version {version}, this program knows {known}): install that version again, or move the directory away to start with no pods; nothing was changed", path = path.display()
+    )]
+    Newer {
+        /// The store's directory.
+        path: PathBuf,
+        /// [`Record::KIND`].
+        kind: &'static str,
+        /// Its key.
+        key: String,
+        /// Of the record.
+        version: u16,
+        /// [`Record::VERSION`].
+        known: u16,
+    },
     /// One record cannot be read; the others can.
-    #[error("record {kind} {key:?} is damaged or of a newer version")]
+    #[error("record {kind} {key:?} is damaged")]
     Record {
         /// [`Record::KIND`].
         kind: &'static str,
@@ -158,16 +174,24 @@ impl Store {
     }
 
     /// One record; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`], [`StoreError::Newer`], the disk's.
     pub fn get<R: Record>(&self, key: &str) -> Result<Option<R>, StoreError> {
         let inner = self.lock();
         let row = inner.db.get(row_key::<R>(key)).map_err(|e| self.error(e))?;
-        row.map(|bytes| {
-            decode(key, &bytes).ok_or_else(|| StoreError::Record { kind: R::KIND, key: key.into() })
+        row.map(|bytes| match decode(key, &bytes) {
+            Decoded::Whole(record) => Ok(record),
+            Decoded::Damaged => Err(StoreError::Record { kind: R::KIND, key: key.into() }),
+            Decoded::Newer(version) => Err(self.newer::<R>(key, version)),
         })
         .transpose()
     }
 
     /// Every record of a kind, in order of key, and the keys of those that cannot be read.
+    ///
+    /// # Errors
+    /// [`StoreError::Newer`] for the first record of a version that [`Record::VERSION`] does not reach; the disk's.
     pub fn all<R: Record>(&self) -> Result<Scan<R>, StoreError> {
         let inner = self.lock();
         let prefix = prefix::<R>();
@@ -176,8 +200,9 @@ impl Store {
             let (row_key, bytes) = row.map_err(|e| self.error(e))?;
             let key = String::from_utf8_lossy(&row_key[prefix.len()..]).into_owned();
             match decode(&key, &bytes) {
-                Some(record) => scan.records.push((key, record)),
-                None => scan.damaged.push(key),
+                Decoded::Whole(record) => scan.records.push((key, record)),
+                Decoded::Damaged => scan.damaged.push(key),
+                Decoded::Newer(version) => return Err(self.newer::<R>(&key, version)),
             }
         }
         Ok(scan)
@@ -253,6 +278,16 @@ impl Store {
         inner.file = file;
         inner.failed = false;
         Ok(())
+    }
+
+    fn newer<R: Record>(&self, key: &str, version: u16) -> StoreError {
+        StoreError::Newer {
+            path: self.dir.clone(),
+            kind: R::KIND,
+            key: key.into(),
+            version,
+            known: R::VERSION,
+        }
     }
 
     fn error(&self, error: sled::Error) -> StoreError {

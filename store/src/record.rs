@@ -29,7 +29,7 @@ pub trait Record: Serialize + DeserializeOwned {
 pub struct Scan<R> {
     /// By key.
     pub records: Vec<(String, R)>,
-    /// Keys of records that cannot be read: damaged, or of a newer version.
+    /// Keys of records that cannot be read.
     pub damaged: Vec<String>,
 }
 
@@ -79,15 +79,26 @@ pub(crate) fn unseal<'a>(kind: &str, key: &str, bytes: &'a [u8]) -> Option<(u16,
     (header[0] == FORMAT && sum == checksum(kind, key, version, payload)).then_some((version, payload))
 }
 
-pub(crate) fn decode<R: Record>(key: &str, bytes: &[u8]) -> Option<R> {
-    let (version, payload) = unseal(R::KIND, key, bytes)?;
-    if version == R::VERSION {
-        return serde_json::from_slice(payload).ok();
-    }
+/// What a row holds.
+#[derive(Debug)]
+pub(crate) enum Decoded<R> {
+    Whole(R),
+    Damaged,
+    /// Whole, and of a version that this program does not know.
+    Newer(u16),
+}
+
+pub(crate) fn decode<R: Record>(key: &str, bytes: &[u8]) -> Decoded<R> {
+    let Some((version, payload)) = unseal(R::KIND, key, bytes) else { return Decoded::Damaged };
     if version > R::VERSION {
-        return None;
+        return Decoded::Newer(version);
     }
-    R::upgrade(version, serde_json::from_slice(payload).ok()?)
+    let record = if version == R::VERSION {
+        serde_json::from_slice(payload).ok()
+    } else {
+        serde_json::from_slice(payload).ok().and_then(|value| R::upgrade(version, value))
+    };
+    record.map_or(Decoded::Damaged, Decoded::Whole)
 }
 
 fn checksum(kind: &str, key: &str, version: u16, payload: &[u8]) -> u32 {
