@@ -1,12 +1,14 @@
 //! Starting the agent: lock, store, board, engine, sources, node API; and ending it without ending a pod.
 
+use crate::cli::table;
 use crate::config::Config;
 use crate::engine::{Engine, Message};
 use crate::events::Events;
+use crate::exit::StartError;
 use crate::node_api::{self, Context};
 use crate::request::Request;
 use crate::sources::ManifestDirectory;
-use crate::{logging, runtime};
+use crate::{logging, notify, pressure, runtime};
 use anyhow::{Context as _, Result, bail};
 use coracle_runtime::board::{Board, Settings};
 use coracle_runtime::image::{ImageConfig, RegistryConfig};
@@ -28,18 +30,44 @@ pub(crate) fn main(root: &Path, config: Option<&Path>) -> Result<()> {
     coracle_runtime::keep_heap_small();
     logging::start();
     let config = Config::load(config)?;
+    let (layout, _lock) = take(root)?;
+    // Before any other thread exists: the store gives zero pages back.
+    let store = open_store(&layout)?;
+    runtime()?.block_on(run(layout, config, store))
+}
+
+/// Makes the directories and takes the lock: one agent each.
+fn take(root: &Path) -> Result<(Layout, File)> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("the agent must run as root: it makes namespaces, mounts and cgroups");
+        return Err(StartError::NotRoot.into());
     }
     let root = std::path::absolute(root)?;
     let layout = Layout::of_root(&root);
     for dir in [&layout.data, &layout.run] {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
-    let _lock = lock(&layout)?;
-    // Before any other thread exists: the store gives zero pages back.
-    let store = open_store(&layout)?;
-    runtime()?.block_on(run(layout, config, store))
+    let lock = lock(&layout)?;
+    Ok((layout, lock))
+}
+
+/// `coracle teardown`: ends every pod and undoes what the agent made outside its data directory. The store keeps the
+/// pods, so an agent that is started again starts them again.
+pub(crate) fn teardown(root: &Path, config: Option<&Path>) -> Result<()> {
+    let config = Config::load(config)?;
+    let (layout, _lock) = take(root)?;
+    let gone = coracle_runtime::board::teardown(&layout, &config.name, network_config(&layout, &config)?)?;
+    let count = gone.len();
+    table::print(&format!(
+        "{count} pods ended; nothing of the agent is left but {}\n",
+        layout.data.display()
+    ))?;
+    Ok(())
+}
+
+/// Whether an agent runs on this directory.
+pub(crate) fn is_running(layout: &Layout) -> bool {
+    File::open(layout.run.join("lock"))
+        .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 fn lock(layout: &Layout) -> Result<File> {
@@ -47,9 +75,7 @@ fn lock(layout: &Layout) -> Result<File> {
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!("another coracle agent uses {}; stop it, or choose another --root", layout.data.display())
-        }
+        Err(TryLockError::WouldBlock) => Err(StartError::InUse(layout.data.clone()).into()),
         Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("lock {}", path.display())),
     }
 }
@@ -74,8 +100,6 @@ fn settings(layout: Layout, config: &Config) -> Result<Settings> {
     let hostname = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
     let node_name =
         if config.node_name.is_empty() { hostname.to_lowercase() } else { config.node_name.clone() };
-    let cidr = &config.network_cidr;
-    let cidr = format!("{}/{}", cidr.address, cidr.prefix).parse().context("network_cidr")?;
     let registries = config.image.registry.iter().map(|(host, r)| {
         (host.clone(), RegistryConfig { mirrors: r.mirrors.clone(), plain_http: r.plain_http })
     });
@@ -89,12 +113,7 @@ fn settings(layout: Layout, config: &Config) -> Result<Settings> {
         log_files_max: config.log_files_max,
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),
-        network: NetworkConfig {
-            name: config.name.clone(),
-            cidr,
-            leases: layout.run.join("net").join("leases"),
-            mtu: config.network_mtu,
-        },
+        network: network_config(&layout, config)?,
         images: ImageConfig {
             dir: layout.data.join("images"),
             registries: registries.collect(),
@@ -105,6 +124,16 @@ fn settings(layout: Layout, config: &Config) -> Result<Settings> {
             parallel_layers: config.image.parallel_layers,
         },
         layout,
+    })
+}
+
+pub(crate) fn network_config(layout: &Layout, config: &Config) -> Result<NetworkConfig> {
+    let cidr = &config.network_cidr;
+    Ok(NetworkConfig {
+        name: config.name.clone(),
+        cidr: format!("{}/{}", cidr.address, cidr.prefix).parse().context("network_cidr")?,
+        leases: layout.run.join("net").join("leases"),
+        mtu: config.network_mtu,
     })
 }
 
@@ -125,9 +154,13 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
     let listener = node_api::listen(&socket).with_context(|| format!("listen at {}", socket.display()))?;
     let context = Context { board: board.clone(), engine: inbox.clone(), started: std::time::Instant::now() };
     tokio::spawn(node_api::serve(listener, context.clone()));
-    tokio::spawn(directory.watch(inbox));
+    tokio::spawn(directory.watch(inbox.clone()));
+    if config.eviction_memory_available_bytes > 0 {
+        tokio::spawn(pressure::watch(config.eviction_memory_available_bytes, inbox));
+    }
     tokio::spawn(collect(context));
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    notify::ready();
     info!(root = %layout.data.display(), version = env!("CARGO_PKG_VERSION"), "agent is ready");
     let stop = async move {
         tokio::select! {
@@ -135,7 +168,8 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
             _ = int.recv() => {}
         }
     };
-    engine.run(stop).await?;
+    engine.run(stop, notify::Watchdog::asked_for()).await?;
+    notify::stopping();
     info!("agent stops; pods run on");
     match fs::remove_file(&socket) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),

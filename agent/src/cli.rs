@@ -4,7 +4,7 @@ mod apply;
 mod client;
 mod exec;
 mod image;
-mod table;
+pub(crate) mod table;
 mod view;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 #[command(
     name = "coracle",
     version,
-    after_help = "Examples:\n  coracle agent                          start the agent in the foreground\n  coracle apply -f pod.yaml              run a pod\n  coracle ps -o wide                     list pods\n  coracle logs web -f                    follow the log of pod web\n  coracle exec -it web -- sh             a shell in pod web"
+    after_help = "Examples:\n  coracle agent                          start the agent in the foreground\n  coracle apply -f pod.yaml              run a pod\n  coracle ps -o wide                     list pods\n  coracle logs web -f                    follow the log of pod web\n  coracle exec -it web -- sh             a shell in pod web\n\nExit codes:\n  0 done   1 failed   2 wrong usage   3 configuration   4 this machine cannot run pods (coracle doctor says why)\n  5 another agent uses the directory   6 the store was written by a newer version   exec: the command's own"
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -151,6 +151,26 @@ pub(crate) enum Command {
         /// Shell.
         shell: clap_complete::Shell,
     },
+    /// Check whether this machine can run pods, and say what to do where it cannot.
+    #[command(after_help = "Examples:\n  coracle doctor")]
+    Doctor {
+        /// Configuration file; /etc/coracle/config.toml if that exists.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Stop every pod and undo what the agent made on this machine; volumes, logs, images and the list of pods stay.
+    #[command(after_help = "Examples:\n  systemctl stop coracle && coracle teardown")]
+    Teardown {
+        /// Configuration file; /etc/coracle/config.toml if that exists.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Write the manual pages into a directory.
+    #[command(hide = true)]
+    Man {
+        /// Where to.
+        dir: PathBuf,
+    },
     /// Open a store and read all of it: what the agent does in a child process before it opens one itself.
     #[command(hide = true)]
     StoreCheck {
@@ -231,7 +251,11 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<i32> {
             clap_complete::generate(shell, &mut Cli::command(), "coracle", &mut script);
             table::print(&String::from_utf8(script)?)?;
         }
-        Command::Agent { .. } | Command::StoreCheck { .. } => {
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)?,
+        Command::Agent { .. }
+        | Command::StoreCheck { .. }
+        | Command::Doctor { .. }
+        | Command::Teardown { .. } => {
             unreachable!("main runs these without a client")
         }
     }

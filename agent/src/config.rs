@@ -32,6 +32,8 @@ pub struct Config {
     pub log_bytes_max: u64,
     /// Log files kept per container, the current one included.
     pub log_files_max: u32,
+    /// Pods are evicted while tasks wait for memory and less than this is available; 0 = never. The kubelet's default.
+    pub eviction_memory_available_bytes: u64,
     /// Images.
     pub image: ImageSettings,
 }
@@ -104,6 +106,7 @@ impl Default for Config {
             pods_max: 110,
             log_bytes_max: 10 << 20,
             log_files_max: 3,
+            eviction_memory_available_bytes: 100 << 20,
             image: ImageSettings::default(),
         }
     }

@@ -16,6 +16,7 @@ mod perform;
 mod requests;
 
 use crate::events::Events;
+use crate::notify::Watchdog;
 use crate::record::{HistoryRecord, PodRecord, Source};
 use crate::request::{Applied, Change, ChangeKind, Refusal, Request};
 use crate::sources::FileManifest;
@@ -51,6 +52,8 @@ pub(crate) enum Message {
     Done { uid: PodUid, key: ActionKey, result: perform::Done },
     /// From a pod's shim.
     Shim { uid: PodUid, event: ShimEvent },
+    /// Tasks wait for memory, and less than the threshold is available.
+    MemoryShort { available_bytes: u64, threshold_bytes: u64 },
     /// The batch under way is durable, or is not.
     Committed(Result<(), StoreError>),
 }
@@ -129,6 +132,8 @@ impl Engine {
             resource_version: 1,
             worked: true,
         };
+        // Before anything is done: histories of a newer version refuse the store as pods of one do.
+        engine.store.all::<HistoryRecord>()?;
         let scan = engine.store.all::<PodRecord>()?;
         for damaged in &scan.damaged {
             error!(key = %damaged, "a stored pod cannot be read and is left out; apply it again");
@@ -157,13 +162,19 @@ impl Engine {
         }
     }
 
-    /// Runs until `stop` resolves. Pods go on without us.
-    pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    /// Runs until `stop` resolves. Pods go on without us. `watchdog` is fed from each round of this very loop: when the
+    /// loop hangs, systemd hears nothing more.
+    pub(crate) async fn run(
+        mut self,
+        stop: impl Future<Output = ()>,
+        mut watchdog: Option<Watchdog>,
+    ) -> anyhow::Result<()> {
         tokio::pin!(stop);
         loop {
             self.plan_dirty();
             self.rest();
-            let wait = self.next_wake();
+            let fed = watchdog.as_mut().map(Watchdog::feed);
+            let wait = self.next_wake().min(fed.unwrap_or(Duration::MAX));
             tokio::select! {
                 message = self.inbox.recv() => match message {
                     Some(message) => self.handle(message).await,
@@ -200,6 +211,9 @@ impl Engine {
                 self.done(&uid, &key, result);
             }
             Message::Shim { uid, event } => self.shim_event(&uid, event),
+            Message::MemoryShort { available_bytes, threshold_bytes } => {
+                self.evict(available_bytes, threshold_bytes);
+            }
             Message::Committed(result) => self.committed(result),
         }
     }
@@ -383,6 +397,11 @@ impl Entry {
             Sandbox::Ready { ips, .. } => ips.clone(),
             Sandbox::Absent | Sandbox::Broken { .. } => Vec::new(),
         }
+    }
+
+    /// Nothing of it will run again.
+    fn ended(&self) -> bool {
+        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
     }
 
     /// The pod as the API shows it.

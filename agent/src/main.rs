@@ -6,10 +6,14 @@
 mod agent;
 mod cli;
 mod config;
+mod doctor;
 mod engine;
 mod events;
+mod exit;
 mod logging;
 mod node_api;
+mod notify;
+mod pressure;
 mod record;
 mod request;
 mod sources;
@@ -28,6 +32,8 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Agent { config } => agent::main(&cli.place.root, config.as_deref()).map(|()| 0),
         Command::StoreCheck { dir } => Ok(coracle_store::check(dir)),
+        Command::Doctor { config } => doctor::main(&cli.place.root, config.as_deref()).map(|()| 0),
+        Command::Teardown { config } => agent::teardown(&cli.place.root, config.as_deref()).map(|()| 0),
         _ => runtime().and_then(|runtime| {
             let outcome = runtime.block_on(cli::run(cli));
             // Not waited for: a thread may still be reading a terminal that nobody types at.
@@ -42,7 +48,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // With standard error gone there is nobody to tell.
             drop(writeln!(std::io::stderr(), "coracle: {error:#}"));
-            ExitCode::FAILURE
+            ExitCode::from(exit::code(&error))
         }
     }
 }

@@ -16,6 +16,7 @@
 
 pub mod action;
 pub mod admission;
+pub mod evict;
 pub mod history;
 pub mod observed;
 pub mod plan;

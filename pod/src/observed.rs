@@ -49,6 +49,8 @@ pub struct Observed {
     pub in_flight: BTreeSet<ActionKey>,
     /// Anything of this pod left on the board (directories, mounts, lease, cgroup), sandbox or not.
     pub residue: bool,
+    /// Memory is short and this pod is the one to go: the message for its status.
+    pub eviction: Option<String>,
     /// The board's own addresses, the primary first; may be empty without a network.
     pub host_ips: Vec<IpAddr>,
 }

@@ -11,6 +11,9 @@
 //! after any crash; the engine has at most one action per key in flight. Blocking work runs in the blocking pool.
 
 mod containers;
+mod teardown;
+
+pub use teardown::teardown;
 
 use crate::cgroup::{CgroupError, Tree};
 use crate::container::{self, About, PrepareError};

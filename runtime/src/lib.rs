@@ -6,6 +6,7 @@
 pub mod board;
 pub mod cgroup;
 pub mod container;
+pub mod doctor;
 pub mod exec;
 pub mod image;
 pub mod layout;

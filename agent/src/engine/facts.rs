@@ -1,8 +1,9 @@
 //! How facts arrive: adoption at start, answers of actions, and what the shims tell.
 
 use super::{Engine, Entry, Message, perform::Done};
-use crate::record::{HistoryRecord, PodRecord};
+use crate::record::{HistoryRecord, PodRecord, Source};
 use crate::request::{Change, ChangeKind, Refusal};
+use coracle_pod::evict::{self, Candidate};
 use coracle_pod::observed::{Failure, ImageState, Instance, InstanceState, ProbeResult, Sandbox};
 use coracle_pod::spec::PodUid;
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
@@ -82,6 +83,35 @@ impl Engine {
         }
         if let Err(error) = self.board.reconcile_network(&known).await {
             error!(%error, "the network cannot be brought in line");
+        }
+    }
+
+    /// Chooses the pod that goes for want of memory. Pods of manifest files stay, as the kubelet's static pods do; while
+    /// one is going already, the others wait for what that frees.
+    pub(super) fn evict(&mut self, available_bytes: u64, threshold_bytes: u64) {
+        let going = |e: &Entry| {
+            (e.observed.eviction.is_some() || e.spec.deletion.is_some())
+                && e.observed.sandbox != Sandbox::Absent
+        };
+        if self.pods.values().any(going) {
+            return;
+        }
+        let board = self.board.clone();
+        let used = |spec: &PodSpec| board.tree().usage(&board.tree().pod_path(&spec.uid, spec.qos));
+        let evictable = self.pods.values().filter(|e| e.record.source == Source::Apply && !e.ended());
+        let candidates: Vec<Candidate<'_>> = evictable
+            .filter_map(|e| Some(Candidate { spec: &e.spec, memory_bytes: used(&e.spec)?.working_set_bytes }))
+            .collect();
+        let Some(chosen) = evict::choose(&candidates).map(|index| candidates[index]) else {
+            warn!(available_bytes, "memory is short, and no pod may be evicted");
+            return;
+        };
+        let message = evict::message(chosen, available_bytes, threshold_bytes);
+        let uid = chosen.spec.uid.clone();
+        warn!(uid = uid.0, message, "evicting a pod");
+        if let Some(entry) = self.pods.get_mut(&uid) {
+            entry.observed.eviction = Some(message);
+            self.dirty.insert(uid);
         }
     }
 

@@ -3,9 +3,11 @@
 use super::{Context, Response, object, text};
 use crate::request::{Refusal, Request};
 use coracle_pod::PodSpec;
+use coracle_runtime::cgroup::{Pressure, Stall, pressure};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::path::Path;
 
 pub(super) async fn metrics(context: &Context) -> Result<Response, Refusal> {
     let pods = context.ask(Request::Pods).await?;
@@ -59,21 +61,28 @@ pub(super) async fn summary(context: &Context) -> Result<Response, Refusal> {
     for pod in context.ask(Request::Pods).await? {
         let Ok(spec) = PodSpec::from_api(&pod) else { continue };
         let path = tree.pod_path(&spec.uid, spec.qos);
-        let figures = |path: &str| {
-            tree.usage(path).map(|u| {
-                (
-                    json!({"time": now, "usageCoreNanoSeconds": u.cpu_nanoseconds}),
-                    json!({"time": now, "workingSetBytes": u.working_set_bytes}),
-                )
-            })
-        };
-        let Some((cpu, memory)) = figures(&path) else { continue };
-        list.push(json!({
+        let Some(usage) = tree.usage(&path) else { continue };
+        let mut pod = json!({
             "podRef": {"name": spec.name, "namespace": spec.namespace, "uid": spec.uid.0},
-            "cpu": cpu, "memory": memory,
-        }));
+            "cpu": {"time": now, "usageCoreNanoSeconds": usage.cpu_nanoseconds},
+            "memory": {"time": now, "workingSetBytes": usage.working_set_bytes},
+        });
+        add_pressure(&mut pod, &now, |resource| tree.pressure(&path, resource));
+        list.push(pod);
     }
-    Ok(object(&json!({"node": {"nodeName": context.board.settings().node_name}, "pods": list})))
+    let mut node = json!({"nodeName": context.board.settings().node_name});
+    add_pressure(&mut node, &now, |resource| pressure(&Path::new("/proc/pressure").join(resource)));
+    Ok(object(&json!({"node": node, "pods": list})))
+}
+
+/// `psi` beside each resource's figures, as the kubelet's summary has it (KEP-4205); nothing where the kernel keeps none.
+fn add_pressure(figures: &mut Value, now: &str, of: impl Fn(&str) -> Option<Pressure>) {
+    let stall = |s: Stall| json!({"total": s.total_microseconds, "avg10": s.avg10, "avg60": s.avg60, "avg300": s.avg300});
+    for resource in ["cpu", "memory", "io"] {
+        let Some(found) = of(resource) else { continue };
+        figures[resource]["time"] = now.into();
+        figures[resource]["psi"] = json!({"some": stall(found.some), "full": stall(found.full)});
+    }
 }
 
 fn phase(pod: &Pod) -> &str {

@@ -20,6 +20,7 @@ impl Planner<'_> {
         }
         self.learn_sandbox();
         self.learn_deadline();
+        self.learn_eviction();
     }
 
     fn learn_container(&mut self, name: &str, init: bool) {
@@ -139,6 +140,15 @@ impl Planner<'_> {
             let message = "Pod sandbox changed, it will be killed and re-created.".to_string();
             self.event(EventType::Normal, "SandboxChanged", message, None);
         }
+    }
+
+    fn learn_eviction(&mut self) {
+        let Some(message) = self.seen.eviction.clone() else { return };
+        if self.history.failed.is_some() || self.spec.deletion.is_some() || self.finished() {
+            return;
+        }
+        self.history.failed = Some(("Evicted".into(), message.clone()));
+        self.event(EventType::Warning, "Evicted", message, None);
     }
 
     fn learn_deadline(&mut self) {
