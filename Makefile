@@ -3,11 +3,12 @@
 CARGO ?= cargo
 # Debian packages: to build, and what the tests make images of, serve them with, and mount.
 PACKAGES = build-essential pkg-config libseccomp-dev busybox-static lighttpd docker-registry e2fsprogs mount
-# The shim is linked statically and without relocations: that is most of its memory.
-SHIM_TARGET = $(shell rustc -vV | sed -n 's/^host: //p')
-SHIM_FLAGS = -C target-feature=+crt-static -C relocation-model=static
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+# The tests on machines that boot. One at a time: each has two processors of its own to emulate.
+VM_TESTS = $(CARGO) test --locked --workspace --features coracle-tests/vm --test vm -- --test-threads=1 --nocapture
 
-.PHONY: all build run test check deny bench sim powercut deps rust
+.PHONY: all build run test check deny bench sim powercut deps rust cross deb package-arm64 package-armhf package-amd64 \
+    test-native test-vm test-arm test-armhf test-power bench-vm
 
 all: build
 
@@ -26,10 +27,7 @@ rust:
 
 # target/release: coracle and coracle-shim side by side, as they are installed.
 build: deps
-	$(CARGO) build --release --locked -p coracle
-	RUSTFLAGS="$(SHIM_FLAGS)" $(CARGO) build --release --locked -p coracle-shim \
-	    --target $(SHIM_TARGET) --target-dir target/static
-	cp target/static/$(SHIM_TARGET)/release/coracle-shim target/release/coracle-shim
+	$(CARGO) build --release --locked -p coracle -p coracle-shim
 	@ls -l target/release/coracle target/release/coracle-shim
 
 # Ctrl-C ends it and leaves nothing; DEMO_EXIT=1 ends it once the pod has answered.
@@ -37,9 +35,51 @@ run: build
 	$(CARGO) build --release --locked -p coracle-tests --bin demo
 	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/demo
 
-test: check deny
+test: check deny test-native test-vm
+
+# On this machine's own kernel.
+test-native: deps
 	$(CARGO) build --workspace --locked
 	$(CARGO) test --workspace --locked
+
+# On machines that boot, emulated: the pods' tests once more on amd64 with cgroup v2, the packages' on arm64.
+test-vm: package-arm64
+	tests/vm/deps.sh
+	CORACLE_VM_ARCH=arm64 $(VM_TESTS)
+
+# The packages' tests alone, by architecture; on 32-bit ARM the unit tests too.
+test-arm: package-arm64
+	tests/vm/deps.sh
+	CORACLE_VM_ARCH=arm64 $(VM_TESTS) --skip cgroup2
+
+test-armhf: package-armhf
+	tests/vm/deps.sh
+	cross/build.sh --test armv7-unknown-linux-gnueabihf
+	CORACLE_VM_ARCH=armhf $(VM_TESTS) --skip cgroup2
+
+# The plug pulled fifty times. Half an hour.
+test-power: package-arm64
+	tests/vm/deps.sh
+	CORACLE_VM_POWER_CUTS=50 $(VM_TESTS) power
+
+# Release binaries for boards, in target/dist/ARCH.
+cross:
+	cross/build.sh aarch64-unknown-linux-gnu armv7-unknown-linux-gnueabihf x86_64-unknown-linux-gnu
+
+# coracle_VERSION_ARCH.deb and a tarball with install.sh, for three architectures, in target/dist.
+deb: package-arm64 package-armhf package-amd64
+	@command -v lintian >/dev/null || apt-get install -y -q --no-install-recommends lintian
+	lintian --allow-root --fail-on error target/dist/coracle_$(VERSION)_*.deb
+
+# Two of each: the tests upgrade from the one to the other.
+package-arm64: TARGET = aarch64-unknown-linux-gnu
+package-armhf: TARGET = armv7-unknown-linux-gnueabihf
+package-amd64: TARGET = x86_64-unknown-linux-gnu
+package-arm64 package-armhf package-amd64: package-%: deps
+	$(CARGO) build --workspace --locked
+	cross/build.sh $(TARGET)
+	CORACLE_HOST_BIN=target/debug/coracle systemd/package.sh $*
+	CORACLE_HOST_BIN=target/debug/coracle VERSION=$(VERSION)+next systemd/package.sh $*
 
 check: deps
 	$(CARGO) fmt --all --check

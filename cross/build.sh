@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# cross/build.sh TARGET…    release binaries for boards, without containers and without touching the host's packages
-#                           beyond Debian's cross compilers. TARGET: aarch64-unknown-linux-gnu,
-#                           armv7-unknown-linux-gnueabihf, x86_64-unknown-linux-gnu.
+# cross/build.sh [--test] TARGET…    release binaries for boards, without containers and with nothing installed on the
+#                                    host beyond Debian's cross compilers. TARGET: aarch64-unknown-linux-gnu,
+#                                    armv7-unknown-linux-gnueabihf, x86_64-unknown-linux-gnu.
 #
 # Debian's rustc builds its own std from rust-web-src; libseccomp is unpacked, never installed, and linked statically,
-# so the binaries need glibc alone. They land in target/dist/ARCH, ARCH as Debian calls it. Needs root only where a
-# package is missing.
+# so the binaries need glibc alone. They land in target/dist/ARCH, ARCH as Debian calls it. With --test, the unit tests
+# are built and run by qemu-user instead. Needs root only where a package is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 WORK=$PWD/target/cross
-SHIM_FLAGS="-C target-feature=+crt-static -C relocation-model=static"
+# What qemu-user can run: no namespaces, no cgroups.
+UNIT_TESTS=(-p coracle-api -p coracle-pod -p coracle-store -p coracle-shim -p coracle-runtime -p coracle --lib --bins)
 
 die() { echo "cross/build.sh: $*" >&2; exit 2; }
 
@@ -33,49 +34,38 @@ sysroot() { # ARCH: libseccomp for ARCH below $WORK/ARCH, by an apt of our own: 
     rm -rf "$d"/lists "$d"/cache "$d"/*.deb
 }
 
-# libcontainer 0.7 does not compile for 32-bit glibc: casts only, applied to the crate as fetched.
-patched() {
-    local d=$WORK/libcontainer from
-    [ -f "$d/.patched" ] && [ "$d/.patched" -nt cross/libcontainer-32bit.patch ] && return
-    cargo fetch --locked -q
-    from=$(cargo metadata --format-version 1 --locked | grep -o '"[^"]*/libcontainer-0\.7\.0/Cargo\.toml"' | head -1 | tr -d '"')
-    [ -n "$from" ] || die "libcontainer 0.7.0 is not among the fetched crates"
-    rm -rf "$d" && mkdir -p "$WORK" && cp -r "$(dirname "$from")" "$d"
-    patch -s -d "$d" -p1 < cross/libcontainer-32bit.patch
-    touch "$d/.patched"
-}
-
 build() { # TARGET
-    local target=$1 arch gnu cc var
+    local target=$1 arch gnu cc var qemu
     case $target in
-        aarch64-unknown-linux-gnu) arch=arm64 gnu=aarch64-linux-gnu; cc=gcc-aarch64-linux-gnu ;;
-        armv7-unknown-linux-gnueabihf) arch=armhf gnu=arm-linux-gnueabihf; cc=gcc-arm-linux-gnueabihf ;;
-        x86_64-unknown-linux-gnu) arch=amd64 gnu=x86_64-linux-gnu; cc=gcc ;;
+        aarch64-unknown-linux-gnu) arch=arm64 gnu=aarch64-linux-gnu; cc=gcc-aarch64-linux-gnu qemu=qemu-aarch64-static ;;
+        armv7-unknown-linux-gnueabihf) arch=armhf gnu=arm-linux-gnueabihf; cc=gcc-arm-linux-gnueabihf qemu=qemu-arm-static ;;
+        x86_64-unknown-linux-gnu) arch=amd64 gnu=x86_64-linux-gnu; cc=gcc qemu= ;;
         *) die "unknown target $target" ;;
     esac
     need rustc-web cargo-web rust-web-src "$cc" patch
     [ "$arch" = amd64 ] && need libc6-dev || need "libc6-dev-$arch-cross"
     sysroot "$arch"
-    patched
     var=$(tr 'a-z-' 'A-Z_' <<< "$target")
-    # A copy of the sources: the patch changes Cargo.lock, and the one in the tree is not ours to change.
-    rm -rf "$WORK/ws" && mkdir -p "$WORK/ws"
-    cp -a Cargo.toml Cargo.lock agent api pod runtime shim store tests "$WORK/ws/"
     export RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1
     export "CARGO_TARGET_${var}_LINKER=$gnu-gcc" "CC_${target//-/_}=$gnu-gcc" "AR_${target//-/_}=$gnu-ar"
     export LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$WORK/$arch/usr/lib/$gnu
-    local cargo=(/usr/bin/cargo build --release -Zbuild-std=std,panic_abort --target "$target"
-        --manifest-path "$WORK/ws/Cargo.toml" --config "patch.crates-io.libcontainer.path='$WORK/libcontainer'")
-    "${cargo[@]}" --target-dir "$WORK/target" -p coracle
-    RUSTFLAGS=$SHIM_FLAGS "${cargo[@]}" --target-dir "$WORK/target-static" -p coracle-shim
+    local options=(--locked -Zbuild-std=std,panic_abort --target "$target" --target-dir "$WORK/target")
+    if [ -n "$test" ]; then
+        [ -z "$qemu" ] || { need qemu-user-static; export "CARGO_TARGET_${var}_RUNNER=$qemu -L /usr/$gnu"; }
+        /usr/bin/cargo test "${options[@]}" "${UNIT_TESTS[@]}"
+        return
+    fi
+    /usr/bin/cargo build --release "${options[@]}" -p coracle -p coracle-shim
     mkdir -p "target/dist/$arch"
-    cp "$WORK/target/$target/release/coracle" "$WORK/target-static/$target/release/coracle-shim" "target/dist/$arch/"
+    cp "$WORK/target/$target/release/coracle" "$WORK/target/$target/release/coracle-shim" "target/dist/$arch/"
     local b
     for b in coracle coracle-shim; do
         printf '%-8s %-14s %9s bytes, needs %s\n' "$arch" "$b" "$(stat -c %s "target/dist/$arch/$b")" \
-            "$("$gnu-objdump" -T "target/dist/$arch/$b" 2>/dev/null | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1 | sed 's/^$/nothing/')"
+            "$("$gnu-objdump" -T "target/dist/$arch/$b" 2>/dev/null | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1 | grep . || echo nothing)"
     done
 }
 
-[ $# -gt 0 ] || die "usage: cross/build.sh TARGET…"
+test=
+[ "${1:-}" != --test ] || { test=1; shift; }
+[ $# -gt 0 ] || die "usage: cross/build.sh [--test] TARGET…"
 for target; do build "$target"; done

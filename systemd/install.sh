@@ -17,6 +17,7 @@ booted() { [ -d /run/systemd/system ]; }
 if [ "${1:-}" = --uninstall ]; then
     if booted; then systemctl disable --now coracle.service || true; fi
     [ ! -x /usr/local/bin/coracle ] || /usr/local/bin/coracle teardown
+    if booted; then systemctl stop coracle.slice || true; fi
     rm -f $files /usr/local/share/man/man1/coracle.1 /usr/local/share/man/man1/coracle-*.1
     rm -rf "$BIN" /etc/coracle /var/lib/coracle /run/coracle
     if getent passwd coracle >/dev/null && command -v userdel >/dev/null; then userdel coracle || true; fi

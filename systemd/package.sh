@@ -39,7 +39,11 @@ deb() { # ARCH
         gzip -9n < "$page" > "$r/usr/share/man/man1/$(basename "$page").gz"
     done
     install -Dm644 $s/debian/copyright "$r/usr/share/doc/coracle/copyright"
-    gzip -9n < CHANGELOG.md > "$r/usr/share/doc/coracle/changelog.gz"
+    gzip -9n < CHANGELOG.md > "$r/usr/share/doc/coracle/CHANGELOG.md.gz"
+    printf 'coracle (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.gz.\n\n -- %s  %s\n' "$VERSION" \
+        "$(sed -n 's/^Maintainer: //p' $s/debian/control)" "$(date -uRd "@$SOURCE_DATE_EPOCH")" \
+        | gzip -9n > "$r/usr/share/doc/coracle/changelog.gz"
+    install -Dm644 $s/debian/lintian-overrides "$r/usr/share/lintian/overrides/coracle"
     install -d "$r/DEBIAN"
     install -m755 $s/debian/postinst $s/debian/prerm $s/debian/postrm "$r/DEBIAN/"
     printf '/etc/default/coracle\n/etc/coracle/config.toml\n' > "$r/DEBIAN/conffiles"

@@ -1,6 +1,6 @@
 //! Starting the agent: lock, store, board, engine, sources, node API; and ending it without ending a pod.
 
-use crate::cli::table;
+use crate::cli::{Place, table};
 use crate::config::Config;
 use crate::engine::{Engine, Message};
 use crate::events::Events;
@@ -14,6 +14,7 @@ use coracle_runtime::board::{Board, Settings};
 use coracle_runtime::image::{ImageConfig, RegistryConfig};
 use coracle_runtime::layout::Layout;
 use coracle_runtime::net::NetworkConfig;
+use coracle_runtime::run_dir;
 use coracle_store::Store;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -26,11 +27,11 @@ use tracing::{error, info, warn};
 const GC_PERIOD: Duration = Duration::from_secs(300);
 
 /// Runs the agent until SIGTERM or SIGINT. Pods run on after it.
-pub(crate) fn main(root: &Path, config: Option<&Path>) -> Result<()> {
+pub(crate) fn main(place: &Place, config: Option<&Path>) -> Result<()> {
     coracle_runtime::keep_heap_small();
     logging::start();
     let config = Config::load(config)?;
-    let (layout, _lock) = take(root)?;
+    let (layout, _lock) = take(place.root(&config))?;
     // Before any other thread exists: the store gives zero pages back.
     let store = open_store(&layout)?;
     runtime()?.block_on(run(layout, config, store))
@@ -43,18 +44,17 @@ fn take(root: &Path) -> Result<(Layout, File)> {
     }
     let root = std::path::absolute(root)?;
     let layout = Layout::of_root(&root);
-    for dir in [&layout.data, &layout.run] {
-        fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    }
+    fs::create_dir_all(&layout.data).with_context(|| format!("create {}", layout.data.display()))?;
+    run_dir::prepare(&layout).with_context(|| format!("create {} in memory", layout.run.display()))?;
     let lock = lock(&layout)?;
     Ok((layout, lock))
 }
 
 /// `coracle teardown`: ends every pod and undoes what the agent made outside its data directory. The store keeps the
 /// pods, so an agent that is started again starts them again.
-pub(crate) fn teardown(root: &Path, config: Option<&Path>) -> Result<()> {
+pub(crate) fn teardown(place: &Place, config: Option<&Path>) -> Result<()> {
     let config = Config::load(config)?;
-    let (layout, _lock) = take(root)?;
+    let (layout, _lock) = take(place.root(&config))?;
     let gone = coracle_runtime::board::teardown(&layout, &config.name, network_config(&layout, &config)?)?;
     let count = gone.len();
     table::print(&format!(

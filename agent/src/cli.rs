@@ -7,9 +7,10 @@ mod image;
 pub(crate) mod table;
 mod view;
 
+use crate::config::Config;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use client::Client;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Runs Kubernetes pods on a small board.
 #[derive(Debug, Parser)]
@@ -28,9 +29,16 @@ pub(crate) struct Cli {
 /// Which agent is meant.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Place {
-    /// Directory that holds everything of the agent.
-    #[arg(long, global = true, default_value = "/var/lib/coracle", env = "CORACLE_ROOT")]
-    pub root: PathBuf,
+    /// Directory that holds everything of the agent; `root` of the configuration (/var/lib/coracle) by default.
+    #[arg(long, global = true, env = "CORACLE_ROOT")]
+    pub root: Option<PathBuf>,
+}
+
+impl Place {
+    /// The directory, where the configuration is known.
+    pub(crate) fn root<'a>(&'a self, config: &'a Config) -> &'a Path {
+        self.root.as_deref().unwrap_or(&config.root)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -221,7 +229,9 @@ pub(crate) enum Output {
 
 /// Runs a command that is not the agent; the process's exit code.
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<i32> {
-    let client = Client::at(&cli.place.root);
+    // A file that cannot be read is the agent's to complain about, and `config check`'s: one that runs is still asked.
+    let config = Config::load(None).unwrap_or_default();
+    let client = Client::at(cli.place.root(&config));
     match cli.command {
         Command::Ps { name, namespace, output, watch } => {
             view::ps(&client, name, namespace, output, watch).await?
@@ -242,7 +252,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<i32> {
         Command::Top => view::top(&client).await?,
         Command::Config(ConfigCommand::Check { config }) => {
             let path = config.clone().unwrap_or_else(|| crate::config::DEFAULT_PATH.into());
-            crate::config::Config::load(config.as_deref())?;
+            Config::load(config.as_deref())?;
             table::print(&format!("{}: ok\n", path.display()))?;
         }
         Command::Version => table::print(&format!("coracle {}\n", env!("CARGO_PKG_VERSION")))?,

@@ -8,10 +8,15 @@ use std::path::{Path, PathBuf};
 /// Where the file is looked for when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/coracle/config.toml";
 
+/// `root` by default.
+pub const DEFAULT_ROOT: &str = "/var/lib/coracle";
+
 /// Every setting.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Directory that holds everything of the agent, where neither `--root` nor `CORACLE_ROOT` says another.
+    pub root: PathBuf,
     /// Names this agent's cgroup, bridge and nftables table; at most 11 bytes of `a-z0-9-`.
     pub name: String,
     /// The node's name; the hostname when empty.
@@ -96,6 +101,7 @@ impl TryFrom<String> for Cidr {
 impl Default for Config {
     fn default() -> Config {
         Config {
+            root: DEFAULT_ROOT.into(),
             name: "coracle".into(),
             node_name: String::new(),
             network_cidr: Cidr { address: Ipv4Addr::new(10, 88, 0, 0), prefix: 16 },

@@ -1,7 +1,7 @@
 //! `coracle doctor`: what `coracle_runtime::doctor` finds, as a table.
 
 use crate::agent::{is_running, network_config};
-use crate::cli::table;
+use crate::cli::{Place, table};
 use crate::config::Config;
 use crate::exit::StartError;
 use anyhow::{Context as _, Result};
@@ -14,7 +14,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// [`StartError::Unfit`] when pods cannot run here.
-pub(crate) fn main(root: &Path, config: Option<&Path>) -> Result<()> {
+pub(crate) fn main(place: &Place, config: Option<&Path>) -> Result<()> {
     let mut findings = Vec::new();
     let config = match Config::load(config) {
         Ok(config) => {
@@ -29,7 +29,7 @@ pub(crate) fn main(root: &Path, config: Option<&Path>) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         return Err(StartError::NotRoot.into());
     }
-    let layout = Layout::of_root(&std::path::absolute(root)?);
+    let layout = Layout::of_root(&std::path::absolute(place.root(&config))?);
     let made = make_missing(&layout.data);
     let shim = std::env::current_exe().context("find this program")?.with_file_name("coracle-shim");
     findings.extend(examine(&layout, network_config(&layout, &config)?, &shim));

@@ -30,10 +30,10 @@ fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     let outcome = match &cli.command {
-        Command::Agent { config } => agent::main(&cli.place.root, config.as_deref()).map(|()| 0),
+        Command::Agent { config } => agent::main(&cli.place, config.as_deref()).map(|()| 0),
         Command::StoreCheck { dir } => Ok(coracle_store::check(dir)),
-        Command::Doctor { config } => doctor::main(&cli.place.root, config.as_deref()).map(|()| 0),
-        Command::Teardown { config } => agent::teardown(&cli.place.root, config.as_deref()).map(|()| 0),
+        Command::Doctor { config } => doctor::main(&cli.place, config.as_deref()).map(|()| 0),
+        Command::Teardown { config } => agent::teardown(&cli.place, config.as_deref()).map(|()| 0),
         _ => runtime().and_then(|runtime| {
             let outcome = runtime.block_on(cli::run(cli));
             // Not waited for: a thread may still be reading a terminal that nobody types at.

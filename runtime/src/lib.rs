@@ -18,6 +18,7 @@ pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod rt;
+pub mod run_dir;
 pub mod sandbox;
 pub mod seccomp;
 pub mod shim_client;

@@ -72,6 +72,14 @@ impl Image {
         Ok(Self::new(reference, vec![(tree::busybox()?, Compression::Gzip)], config))
     }
 
+    /// busybox for another architecture, in the words of the OCI image index.
+    pub fn busybox_of(reference: &str, architecture: &str, program: &Path) -> Result<Self> {
+        let mut image = Self::busybox(reference)?;
+        image.layers = vec![(tree::busybox_of(program)?, Compression::Gzip)];
+        image.architecture = architecture.into();
+        Ok(image)
+    }
+
     /// lighttpd over busybox in three layers of three compressions, with a whiteout and an opaque directory.
     /// Serves `/srv/www` on `$PORT` (80).
     pub fn web(reference: &str) -> Result<Self> {

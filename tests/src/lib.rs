@@ -11,3 +11,4 @@ pub mod image;
 pub mod registry;
 mod sys;
 pub mod tree;
+pub mod vm;

@@ -148,12 +148,18 @@ impl Tree {
 
 /// The root file system of the `busybox-static` package: one program, a link per applet that it names itself.
 pub fn busybox() -> Result<Tree> {
-    let program = host_path(&["/usr/bin/busybox", "/bin/busybox"], "busybox-static")?;
-    ensure!(
-        interpreter(&fs::read(&program)?).is_none(),
-        "busybox is not static: apt-get install busybox-static"
-    );
-    let list = Command::new(&program).arg("--list").output().context("run busybox --list")?;
+    busybox_of(&host_busybox()?)
+}
+
+fn host_busybox() -> Result<PathBuf> {
+    host_path(&["/usr/bin/busybox", "/bin/busybox"], "busybox-static")
+}
+
+/// As [`busybox`], with a program of another architecture; the applets are those of this machine's.
+pub fn busybox_of(program: &Path) -> Result<Tree> {
+    let content = fs::read(program).with_context(|| format!("read {}", program.display()))?;
+    ensure!(interpreter(&content).is_none(), "busybox is not static: apt-get install busybox-static");
+    let list = Command::new(host_busybox()?).arg("--list").output().context("run busybox --list")?;
     ensure!(list.status.success(), "busybox --list failed: {}", list.status);
     let mut tree = Tree::new()
         .directory("dev")
@@ -165,7 +171,7 @@ pub fn busybox() -> Result<Tree> {
         .directory("var")
         .file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nboat:x:1000:1000:boat:/tmp:/bin/sh\n")
         .file("etc/group", "root:x:0:\nboat:x:1000:\n")
-        .file_mode("bin/busybox", 0o755, fs::read(&program)?);
+        .file_mode("bin/busybox", 0o755, content);
     for applet in String::from_utf8(list.stdout)?.lines().filter(|a| *a != "busybox") {
         tree = tree.symlink(&format!("bin/{applet}"), "busybox");
     }

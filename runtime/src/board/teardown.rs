@@ -27,7 +27,7 @@ pub fn teardown(layout: &Layout, name: &str, network: NetworkConfig) -> Result<B
     }
     Network::open(network)?.teardown()?;
     tree.remove()?;
-    sandbox::unmount_below(&layout.run.join("rt"))?;
+    sandbox::unmount_below(&layout.run)?;
     for entry in names_in(&layout.run).into_iter().filter(|name| name != "lock") {
         let path = layout.run.join(entry);
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };

@@ -1,13 +1,15 @@
 //! Stacking layers: overlayfs(5), kernel doc `filesystems/overlayfs.rst`.
 //!
-//! The newer mount API takes one layer at a time (`lowerdir+`, Linux 6.5) and so has no limit on their number; older
-//! kernels get mount(2) with one page of options. `volatile` is not used: it would save syncs, but a container's
+//! mount(2) takes one page of options, on every kernel. What does not fit there goes by the newer mount API, one layer at
+//! a time (`lowerdir+`, Linux 6.5): an older kernel that is asked for it refuses, and says so in its log each time, so
+//! it is not asked first. `volatile` is not used: it would save syncs, but a container's
 //! writable layer must survive a power cut as well as any other file.
 
 use nix::mount::{MntFlags, MsFlags, mount as mount2, umount2};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Options that mount(2) takes: a page, with room for the rest.
@@ -26,12 +28,19 @@ pub fn mount(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io
     } else {
         lowers
     };
-    match by_descriptors(lowers, upper, work, target) {
-        // EINVAL: no `lowerdir+` before 6.5; ENOSYS, EPERM: no new mount API, or a filter in front of it.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)) => {
-            by_options(lowers, upper, work, target)
+    match options(lowers, upper, work) {
+        Some(options) => {
+            Ok(mount2(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_os_str()))?)
         }
-        done => done,
+        None => by_descriptors(lowers, upper, work, target).map_err(|e| match e.raw_os_error() {
+            // EINVAL: no `lowerdir+`; ENOSYS, EPERM: no new mount API, or a filter in front of it.
+            Some(libc::EINVAL | libc::ENOSYS | libc::EPERM) => {
+                let why =
+                    format!("{} layers are more than this kernel can stack; Linux 6.5 can", lowers.len());
+                io::Error::new(io::ErrorKind::InvalidInput, why)
+            }
+            _ => e,
+        }),
     }
 }
 
@@ -50,7 +59,12 @@ fn by_descriptors(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) 
     Ok(())
 }
 
-fn by_options(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
+/// The options of mount(2); `None` when they do not fit, or a path has a character that means something there.
+fn options(lowers: &[PathBuf], upper: &Path, work: &Path) -> Option<OsString> {
+    let plain = |path: &Path| !path.as_os_str().as_bytes().iter().any(|byte| b",:\\".contains(byte));
+    if !lowers.iter().map(PathBuf::as_path).chain([upper, work]).all(plain) {
+        return None;
+    }
     let mut options = OsString::from("lowerdir=");
     for (index, lower) in lowers.iter().rev().enumerate() {
         if index > 0 {
@@ -62,11 +76,7 @@ fn by_options(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> i
         options.push(name);
         options.push(dir);
     }
-    if options.len() > OPTIONS_BYTES_MAX {
-        let why = format!("{} layers are more than this kernel can stack; Linux 6.5 can", lowers.len());
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-    }
-    Ok(mount2(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_os_str()))?)
+    (options.len() <= OPTIONS_BYTES_MAX).then_some(options)
 }
 
 /// Detaches what is mounted at `target`. Idempotent.
@@ -74,5 +84,28 @@ pub fn unmount(target: &Path) -> io::Result<()> {
     match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
         Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_goes_by_options_and_the_topmost_layer_comes_first() {
+        let (upper, work) = (Path::new("/u"), Path::new("/w"));
+        let check = |lowers: &[&str], expected: Option<&str>| {
+            let lowers: Vec<PathBuf> = lowers.iter().map(PathBuf::from).collect();
+            assert_eq!(
+                options(&lowers, upper, work).as_deref(),
+                expected.map(std::ffi::OsStr::new),
+                "{lowers:?}"
+            );
+        };
+        check(&["/a", "/b"], Some("lowerdir=/b:/a,upperdir=/u,workdir=/w"));
+        check(&["/a:b"], None);
+        check(&["/a,userxattr"], None);
+        let long = "/".repeat(OPTIONS_BYTES_MAX);
+        check(&[&long], None);
     }
 }
