@@ -97,6 +97,11 @@ bench: build
 	$(CARGO) build --release --locked -p coracle-tests --bin bench
 	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/bench target/bench.json
 
+# Figures on emulated machines: target/bench-vm-ARCH.json.
+bench-vm: package-arm64 package-amd64
+	tests/vm/deps.sh
+	for arch in arm64 amd64; do CORACLE_VM_ARCH=$$arch $(CARGO) run --locked -p coracle-tests --bin vm_bench target/bench-vm-$$arch.json || exit; done
+
 # Longer than `make test` does.
 sim:
 	CORACLE_SIM_SEEDS=100000 $(CARGO) test --release --locked -p coracle-pod --test simulator -- --nocapture

@@ -9,6 +9,8 @@
 //! A power cut is harder than a killed program: qcow2's tables are in qemu's memory, so whatever the guest did not flush
 //! since a cluster was allocated is lost with it, as in the cache of a card.
 
+pub mod kit;
+
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;

@@ -2,7 +2,6 @@
 //! `make test-armhf` run them; `CORACLE_VM_ARCH` names the machine of all but [`cgroup2`].
 
 mod cgroup2;
-mod kit;
 mod power;
 mod smoke;
 mod unfit;

@@ -1,7 +1,7 @@
 //! The plug is pulled while pods are created and deleted. `CORACLE_VM_POWER_CUTS` says how often, 4 by default.
 
-use super::kit::{Kit, counter, install, name, wait};
 use anyhow::{Result, ensure};
+use coracle_tests::vm::kit::{Kit, SINCE_THE_AGENT_STARTED, counter, install, name, wait};
 use coracle_tests::vm::{Boot, Machine};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -105,19 +105,6 @@ fn sure_of(wanted: &BTreeSet<String>) -> impl Fn(&[serde_json::Value]) -> bool {
             && pods.iter().all(|p| p["status"]["phase"] == "Running")
     }
 }
-
-/// Seconds between the agent's first breath and the last container's start, by the kernel's clock.
-const SINCE_THE_AGENT_STARTED: &str = r#"
-agent=$(systemctl show -P ExecMainStartTimestampMonotonic coracle)
-last=0
-for procs in $(find /sys/fs/cgroup/coracle.slice/kubepods -mindepth 3 -name cgroup.procs) $(find /sys/fs/cgroup/coracle.slice/kubepods -mindepth 2 -path '*pod*/*/cgroup.procs'); do
-    for pid in $(cat "$procs" 2>/dev/null | head -1); do
-        ticks=$(sed 's/.*) //' /proc/$pid/stat | cut -d' ' -f20)
-        [ "$ticks" -le "$last" ] || last=$ticks
-    done
-done
-[ "$last" = 0 ] && { echo 0; exit; }
-awk -v a="$agent" -v l="$last" 'BEGIN { print l / 100 - a / 1000000 }'"#;
 
 /// Pods by their cgroups, shims, leases, veths, and directories on disk.
 const COUNT: &str = "find /sys/fs/cgroup/coracle.slice/kubepods -type d -name 'pod*' | wc -l; \

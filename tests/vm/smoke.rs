@@ -1,6 +1,6 @@
 //! A board's whole life: the package installed, a manifest dropped, a reboot, an upgrade, a downgrade, a purge.
 
-use super::kit::{Kit, container, counter, identity, install, pods, wait_running};
+use coracle_tests::vm::kit::{Kit, container, counter, identity, install, pods, wait_running};
 use coracle_tests::vm::{Boot, Machine};
 
 /// Every line that the pod wrote is in its log, once and in order.
@@ -61,13 +61,38 @@ fn a_board_installs_runs_reboots_upgrades_and_forgets() {
     }
 
     machine.sh("apt-get purge -y -q coracle").expect("purged");
-    // What dpkg and systemd keep of any package is theirs.
-    let left = machine
-        .sh(&format!(
-            "{files} | comm -13 /root/files - | grep -v -e ^/var/lib/dpkg/ -e ^/var/log/ -e ^/var/cache/ -e ^/var/lib/apt/ -e ^/var/lib/systemd/; \
-             getent passwd | comm -13 /root/passwd -; grep coracle /proc/mounts; nft list tables | grep coracle; \
-             ip -br link | grep coracle; ls -d /sys/fs/cgroup/coracle* /run/coracle 2>/dev/null; true"
-        ))
-        .expect("counted");
+    let left = machine.sh(&format!("{files} | comm -13 /root/files - | {TRACES}")).expect("counted");
     assert_eq!(left.trim(), "", "a purge leaves no trace");
 }
+
+#[test]
+fn the_tarball_installs_verifies_and_uninstalls() {
+    let kit = Kit::new().expect("packages and a machine");
+    let mut machine = kit.bare().expect("a machine");
+    let files = "find / -xdev \\( -path /run -o -path /root -o -path /tmp \\) -prune -o -print | sort";
+    machine.sh(&format!("{files} > /root/files; getent passwd > /root/passwd")).expect("counted");
+    machine.sh("cd /root && tar -xzf /host/coracle.tar.gz && mv coracle-* c").expect("unpacked");
+    let damaged = machine
+        .run("cp -r /root/c /root/d && echo >> /root/d/coracle.service && /root/d/install.sh")
+        .expect("runs");
+    assert!(damaged.status != 0 && damaged.text.contains("fetch the archive again"), "{}", damaged.text);
+    machine.sh("/root/c/install.sh && systemctl is-active coracle && coracle doctor").expect("installed");
+    machine.sh("coracle image import /host/busybox.tar").expect("imported");
+    machine.sh(&format!("coracle apply -f - <<'YAML'\n{}\nYAML", counter("p"))).expect("applied");
+    let before = identity(&wait_running(&mut machine, &["p"]).expect("runs"));
+    machine.sh("/root/c/install.sh").expect("installed again");
+    assert_eq!(
+        identity(&wait_running(&mut machine, &["p"]).expect("runs")),
+        before,
+        "an upgrade restarts nothing"
+    );
+    machine.sh("/root/c/install.sh --uninstall").expect("uninstalled");
+    let left = machine.sh(&format!("{files} | comm -13 /root/files - | {TRACES}")).expect("counted");
+    assert_eq!(left.trim(), "", "an uninstall leaves no trace");
+}
+
+/// Of all files, those that count; then users, mounts, tables, links, cgroups. What dpkg and systemd keep of any package
+/// is theirs.
+const TRACES: &str = "grep -v -e ^/var/lib/dpkg/ -e ^/var/log/ -e ^/var/cache/ -e ^/var/lib/apt/ -e ^/var/lib/systemd/; \
+    getent passwd | comm -13 /root/passwd -; grep coracle /proc/mounts; nft list tables | grep coracle; \
+    ip -br link | grep coracle; ls -d /sys/fs/cgroup/coracle* /run/coracle 2>/dev/null; true";

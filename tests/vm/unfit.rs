@@ -1,7 +1,7 @@
 //! Machines that cannot run pods, or only just: one line that says what to do, the exit code that coracle(1) lists, and
 //! the agent started again by systemd once the machine is mended.
 
-use super::kit::{Kit, counter, name, wait, wait_running};
+use coracle_tests::vm::kit::{Kit, container, counter, name, wait, wait_running};
 use coracle_tests::vm::{Boot, Machine};
 
 const UNFIT: i32 = 4;
@@ -84,7 +84,7 @@ fn a_board_with_a_read_only_root_keeps_everything_in_one_directory() {
     machine.until("p runs again", running).expect("runs");
     let pod = machine.sh("coracle ps p -o json").expect("listed");
     let pod: serde_json::Value = serde_json::from_str(&pod).expect("JSON");
-    assert_eq!(super::kit::container(&pod)["restartCount"], 1, "the same pod, started anew: {pod}");
+    assert_eq!(container(&pod)["restartCount"], 1, "the same pod, started anew: {pod}");
     let run = machine.sh("findmnt -no FSTYPE /data/coracle/run; ls /var/lib/coracle").expect("mounted");
     assert_eq!(run.trim(), "tmpfs", "run state costs no flash, and nothing lies elsewhere");
 }
@@ -114,6 +114,6 @@ fn pods_wait_for_no_network_and_no_time() {
     for time in ["@0", "@1900000000"] {
         machine.sh(&format!("date -s {time} > /dev/null")).expect("set");
         let pods = wait(&mut machine, "p runs", |pods| pods.iter().any(|p| name(p) == "p")).expect("there");
-        assert_eq!(super::kit::container(&pods[0])["restartCount"], 0, "{pods:?}");
+        assert_eq!(container(&pods[0])["restartCount"], 0, "{pods:?}");
     }
 }

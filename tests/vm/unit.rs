@@ -1,7 +1,7 @@
 //! coracle.service and coracle.slice: what systemd does to the agent, and what it leaves alone; cgroup v2's files.
 
-use super::kit::{Kit, container, counter, identity, name, wait, wait_running};
 use coracle_tests::vm::Machine;
+use coracle_tests::vm::kit::{Kit, container, counter, identity, name, wait, wait_running};
 
 const PODS: [&str; 2] = ["a", "b"];
 

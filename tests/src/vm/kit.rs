@@ -1,29 +1,30 @@
-//! What the tests of one machine have in common: the packages and an image to put on it, and its pods as it tells them.
+//! What the tests and the figures of one machine have in common: the packages and an image to put on it, and its pods as it tells them.
 
+use super::{Arch, Base, Boot, Disk, Machine};
+use crate::image::Image;
 use anyhow::{Context, Result, bail, ensure};
-use coracle_tests::image::Image;
-use coracle_tests::vm::{Arch, Base, Boot, Disk, Machine};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Of a pod: its name, and its container's id, start and restarts.
-pub(crate) type Identity = (String, Value, Value, Value);
+pub type Identity = (String, Value, Value, Value);
 
 /// Of the tests' waits for pods. An emulated machine shares two cores with others.
 const PATIENCE: Duration = Duration::from_secs(400);
 
 /// Packages and images for machines of one architecture, as they see it: `/host/coracle.deb`, `/host/next.deb` (the
-/// same programs under a later version), `/host/busybox.tar` (`example.test/busybox:1`), `/host/foreign.tar`.
-pub(crate) struct Kit {
-    pub(crate) base: Base,
+/// same programs under a later version), `/host/coracle.tar.gz`, `/host/busybox.tar` (`example.test/busybox:1`), `/host/foreign.tar`.
+pub struct Kit {
+    /// The machine.
+    pub base: Base,
     share: tempfile::TempDir,
 }
 
 impl Kit {
     /// For `CORACLE_VM_ARCH`, arm64 by default. `make deb` has built the packages.
-    pub(crate) fn new() -> Result<Kit> {
+    pub fn new() -> Result<Kit> {
         let arch = match std::env::var("CORACLE_VM_ARCH").as_deref() {
             Ok("amd64") => Arch::Amd64,
             Ok("arm64") | Err(_) => Arch::Arm64,
@@ -45,24 +46,31 @@ impl Kit {
         };
         image("busybox.tar", arch.oci())?;
         image("foreign.tar", "s390x")?;
+        let archive = format!("coracle-{}-{}.tar.gz", env!("CARGO_PKG_VERSION"), arch.name());
+        fs::copy(dist.join(&archive), share.path().join("coracle.tar.gz")).context(archive)?;
         Ok(Kit { base, share })
     }
 
     /// A machine that has booted already, with the package installed and the image imported.
-    pub(crate) fn installed(&self) -> Result<Machine> {
+    pub fn installed(&self) -> Result<Machine> {
         let mut machine = Machine::warm(&self.base, self.share.path())?;
         install(&mut machine)?;
         Ok(machine)
     }
 
+    /// A machine that has booted already.
+    pub fn bare(&self) -> Result<Machine> {
+        Machine::warm(&self.base, self.share.path())
+    }
+
     /// Boots from a disk.
-    pub(crate) fn boot(&self, disk: &Disk, boot: &Boot) -> Result<Machine> {
+    pub fn boot(&self, disk: &Disk, boot: &Boot) -> Result<Machine> {
         Machine::boot(disk, self.share.path(), boot)
     }
 }
 
 /// Installs the package as a user does, and imports the image.
-pub(crate) fn install(machine: &mut Machine) -> Result<()> {
+pub fn install(machine: &mut Machine) -> Result<()> {
     machine.sh(
         "apt-get install -y -q --no-install-recommends /host/coracle.deb && systemctl is-active coracle",
     )?;
@@ -71,7 +79,7 @@ pub(crate) fn install(machine: &mut Machine) -> Result<()> {
 }
 
 /// A pod of one container that writes a line with a number every second, and ends at SIGTERM.
-pub(crate) fn counter(name: &str) -> String {
+pub fn counter(name: &str) -> String {
     let script = "trap 'exit 0' TERM; n=0; while :; do echo $n; n=$((n+1)); sleep 1 & wait $!; done";
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 5\n  containers:\n  - {{name: main, image: 'example.test/busybox:1', imagePullPolicy: IfNotPresent, command: [sh, -c, \"{script}\"]}}\n"
@@ -79,7 +87,7 @@ pub(crate) fn counter(name: &str) -> String {
 }
 
 /// The pods as the machine's agent lists them, by name.
-pub(crate) fn pods(machine: &mut Machine) -> Result<Vec<Value>> {
+pub fn pods(machine: &mut Machine) -> Result<Vec<Value>> {
     let ran = machine.run("coracle ps -o json")?;
     ensure!(ran.status == 0, "coracle ps: {}", ran.text);
     let list: Value = serde_json::from_str(&ran.text).with_context(|| ran.text.clone())?;
@@ -87,17 +95,17 @@ pub(crate) fn pods(machine: &mut Machine) -> Result<Vec<Value>> {
 }
 
 /// A pod's name.
-pub(crate) fn name(pod: &Value) -> &str {
+pub fn name(pod: &Value) -> &str {
     pod["metadata"]["name"].as_str().unwrap_or_default()
 }
 
 /// Its only container's status.
-pub(crate) fn container(pod: &Value) -> &Value {
+pub fn container(pod: &Value) -> &Value {
     &pod["status"]["containerStatuses"][0]
 }
 
 /// What must not change while pods run on.
-pub(crate) fn identity(pods: &[Value]) -> Vec<Identity> {
+pub fn identity(pods: &[Value]) -> Vec<Identity> {
     let of = |pod: &Value| {
         let container = container(pod);
         let running = &container["state"]["running"]["startedAt"];
@@ -112,11 +120,7 @@ pub(crate) fn identity(pods: &[Value]) -> Vec<Identity> {
 }
 
 /// Waits until `wanted` holds for the pods; these.
-pub(crate) fn wait(
-    machine: &mut Machine,
-    what: &str,
-    wanted: impl Fn(&[Value]) -> bool,
-) -> Result<Vec<Value>> {
+pub fn wait(machine: &mut Machine, what: &str, wanted: impl Fn(&[Value]) -> bool) -> Result<Vec<Value>> {
     let until = Instant::now() + PATIENCE;
     loop {
         // An agent that is starting refuses: asked again.
@@ -134,9 +138,22 @@ pub(crate) fn wait(
 }
 
 /// Waits until exactly these pods are there and run.
-pub(crate) fn wait_running(machine: &mut Machine, names: &[&str]) -> Result<Vec<Value>> {
+pub fn wait_running(machine: &mut Machine, names: &[&str]) -> Result<Vec<Value>> {
     wait(machine, &format!("{names:?} run"), |pods| {
         pods.len() == names.len()
             && names.iter().all(|n| pods.iter().any(|p| name(p) == *n && p["status"]["phase"] == "Running"))
     })
 }
+
+/// Seconds between the agent's first breath and the last container's start, by the kernel's clock.
+pub const SINCE_THE_AGENT_STARTED: &str = r#"
+agent=$(systemctl show -P ExecMainStartTimestampMonotonic coracle)
+last=0
+for procs in $(find /sys/fs/cgroup/coracle.slice/kubepods -mindepth 3 -name cgroup.procs) $(find /sys/fs/cgroup/coracle.slice/kubepods -mindepth 2 -path '*pod*/*/cgroup.procs'); do
+    for pid in $(cat "$procs" 2>/dev/null | head -1); do
+        ticks=$(sed 's/.*) //' /proc/$pid/stat | cut -d' ' -f20)
+        [ "$ticks" -le "$last" ] || last=$ticks
+    done
+done
+[ "$last" = 0 ] && { echo 0; exit; }
+awk -v a="$agent" -v l="$last" 'BEGIN { print l / 100 - a / 1000000 }'"#;
