@@ -35,7 +35,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A cgroup that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -79,12 +79,15 @@ pub struct Tree {
     name: String,
     /// For v2.
     devices: Option<Arc<DeviceRules>>,
+    /// Held while the classes' promises are added up and written: pods come and go in several threads.
+    balancing: Arc<Mutex<()>>,
 }
 
 impl Tree {
     /// Finds the hierarchies and makes `/TOP`. Idempotent; blocking.
     pub fn open(name: &str) -> Result<Tree, CgroupError> {
-        let mut tree = Tree { hierarchy: detect()?, name: name.into(), devices: None };
+        let mut tree =
+            Tree { hierarchy: detect()?, name: name.into(), devices: None, balancing: Arc::default() };
         if let Hierarchy::V2 { root } = &tree.hierarchy {
             if under_systemd() {
                 tree.name = format!("{name}.slice");
@@ -160,6 +163,7 @@ impl Tree {
     /// Gives the classes what their pods are promised together: a protection holds only as far as every level above
     /// grants it, and the classes share the CPU by their requests, as the kubelet has it. cgroup-v2.rst, "memory.min".
     fn balance(&self) -> Result<(), CgroupError> {
+        let _alone = self.balancing.lock().unwrap_or_else(PoisonError::into_inner);
         let sum = |class: &Path, file: &str| -> u64 {
             let pods = entries(class).into_iter().filter(|name| name.starts_with("pod"));
             // A pod that goes away meanwhile is promised nothing any more.
