@@ -69,7 +69,10 @@ fn a_board_with_a_read_only_root_keeps_everything_in_one_directory() {
     let boot = Boot { kernel: "vm.root=ro", ..Boot::default() };
     let mut machine = kit.boot(&disk, &boot).expect("boots");
     let root = machine
-        .until("/data is there", "findmnt -no FSTYPE /data /etc && findmnt -no OPTIONS /")
+        .until(
+            "/data is there",
+            "findmnt -no FSTYPE /data && findmnt -no FSTYPE /etc && findmnt -no OPTIONS /",
+        )
         .expect("mounted");
     assert!(root.starts_with("ext4\noverlay\nro,"), "{root}");
     machine.until("the agent answers", "coracle ps").expect("answers");
