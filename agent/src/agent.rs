@@ -36,7 +36,8 @@ pub(crate) fn main(root: &Path, config: Option<&Path>) -> Result<()> {
     runtime()?.block_on(run(layout, config, store))
 }
 
-/// Makes the directories and takes the lock: one agent each.
+/// Makes the directories, takes the lock (one agent each), and goes to where the pods' mounts are. Before the process
+/// has a second thread.
 fn take(root: &Path) -> Result<(Layout, File)> {
     if !nix::unistd::geteuid().is_root() {
         return Err(StartError::NotRoot.into());
@@ -47,6 +48,16 @@ fn take(root: &Path) -> Result<(Layout, File)> {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
     let lock = lock(&layout)?;
+    if let Some(shim) =
+        coracle_runtime::join_mounts(&layout).context("go to the mounts of the pods that run")?
+    {
+        info!(shim, "joined the mount namespace of the pods that run");
+        // Once more, from that namespace's mount of the program: the kernel binds none of another.
+        use std::os::unix::process::CommandExt;
+        let program = std::env::current_exe().context("find this program")?;
+        let error = std::process::Command::new(&program).args(std::env::args_os().skip(1)).exec();
+        return Err(error).with_context(|| format!("run {}", program.display()));
+    }
     Ok((layout, lock))
 }
 

@@ -21,9 +21,10 @@ pub mod rt;
 pub mod sandbox;
 pub mod seccomp;
 pub mod shim_client;
+mod shim_process;
 mod sys;
-
 pub mod terminal;
 pub mod volume;
 
+pub use shim_process::join_mounts;
 pub use sys::{give_memory_back, keep_heap_small};
