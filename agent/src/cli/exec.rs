@@ -59,14 +59,11 @@ pub(super) async fn exec(
     };
     // Restored when this function ends, however it does.
     let _raw = if tty { Some(terminal::Raw::enter()?) } else { None };
-    let (mut send, mut receive) = socket.split();
-    let mut resized = signal(SignalKind::window_change())?;
-    if tty {
-        send.send(size()).await?;
-    }
-    let mut input = tokio::io::stdin();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut reading = stdin;
+    let (send, mut receive) = socket.split();
+    // Beside each other: a command that does not read its input yet must not keep its output from being shown.
+    let sending = send_input(send, stdin, tty);
+    tokio::pin!(sending);
+    let mut sent = false;
     loop {
         tokio::select! {
             heard = receive.next() => match heard {
@@ -79,6 +76,30 @@ pub(super) async fn exec(
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error).context("the connection ended before the command did"),
             },
+            // What the command still said is on its way, and tells more than an end of sending.
+            ended = &mut sending, if !sent => match ended {
+                Err(error) if error.is::<Error>() => sent = true,
+                ended => return ended.map(|()| 0),
+            },
+        }
+    }
+}
+
+/// Sends standard input and the terminal's size, for ever: the command's end is heard elsewhere.
+async fn send_input(
+    mut send: impl SinkExt<Message, Error = Error> + Unpin,
+    stdin: bool,
+    tty: bool,
+) -> Result<()> {
+    let mut resized = signal(SignalKind::window_change())?;
+    if tty {
+        send.send(size()).await?;
+    }
+    let mut input = tokio::io::stdin();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut reading = stdin;
+    loop {
+        tokio::select! {
             length = input.read(&mut chunk), if reading => match length? {
                 // v5: closes channel 0.
                 0 => {
@@ -91,7 +112,9 @@ pub(super) async fn exec(
                     send.send(Message::Binary(data.into())).await?;
                 }
             },
-            _ = resized.recv(), if tty => send.send(size()).await?,
+            _ = resized.recv() => if tty {
+                send.send(size()).await?;
+            },
         }
     }
 }
