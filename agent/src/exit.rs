@@ -42,6 +42,9 @@ pub(crate) fn code(error: &anyhow::Error) -> u8 {
             Some(StoreError::Newer { .. }) => return NEWER,
             _ => {}
         }
+        if let Some(OpenError::NameInUse { .. }) = cause.downcast_ref() {
+            return IN_USE;
+        }
         let unfit = matches!(cause.downcast_ref(), Some(OpenError::Cgroup(_) | OpenError::Network(_)));
         if unfit || cause.is::<CgroupError>() || cause.is::<NetError>() {
             return UNFIT;

@@ -10,6 +10,7 @@
 //! `RUN/pods/UID/ready` is written last, so a sandbox without it was never whole. Methods are safe to call again
 //! after any crash; the engine has at most one action per key in flight. Blocking work runs in the blocking pool.
 
+mod claim;
 mod containers;
 mod teardown;
 
@@ -23,6 +24,7 @@ use crate::names::HostNames;
 use crate::net::{HostPort, Network, NetworkConfig};
 use crate::shim_client::{self, ShimClient, ShimEvent, SpawnShim};
 use crate::{sandbox, volume};
+use claim::{Claim, claim};
 use coracle_pod::observed::{
     BootId, Exit, ImageState, Instance, InstanceId, InstanceState, Now, Reason, Sandbox, Stamp,
 };
@@ -111,6 +113,16 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The name is taken.
+    #[error(
+        "the name {name:?} is used by {by}: give each agent of this machine its own, as name = \"…\" in its configuration"
+    )]
+    NameInUse {
+        /// `name` of the configuration.
+        name: String,
+        /// Who has it.
+        by: String,
+    },
     /// Mounts of the run directory.
     #[error(transparent)]
     Sandbox(#[from] sandbox::SandboxError),
@@ -141,6 +153,7 @@ struct Ready {
 pub struct Board {
     settings: Settings,
     tree: Tree,
+    _claim: Claim,
     network: Network,
     images: Arc<ImageStore>,
     boot: BootId,
@@ -174,8 +187,11 @@ impl Board {
             .find_map(|l| l.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse::<u64>().ok());
         let score = read("/proc/self/oom_score_adj")?.trim().parse().unwrap_or(0);
         let may_lower = capabilities >> CAP_SYS_RESOURCE & 1 == 1;
+        let tree = Tree::open(&settings.name)?;
         Ok(Board {
-            tree: Tree::open(&settings.name)?,
+            // Before anything that carries the name is touched.
+            _claim: claim(&tree, &settings.name, layout)?,
+            tree,
             network: Network::open(settings.network.clone())?,
             images: Arc::new(ImageStore::open(settings.images.clone())?),
             boot: BootId(read("/proc/sys/kernel/random/boot_id")?.trim().into()),

@@ -224,6 +224,19 @@ impl Tree {
         root.join(path.trim_start_matches('/')).join(file)
     }
 
+    /// The processes in the shim's cgroup of a pod: its shim, and its pause process.
+    pub(crate) fn shim_pids(&self, uid: &PodUid) -> Vec<u32> {
+        let file = self.shim_procs(uid).into_iter().next();
+        // A pod without that cgroup has no shim.
+        let text = file.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+        text.lines().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    /// The directory of `/TOP` that every host has: the first of the pods' hierarchies.
+    pub(crate) fn top(&self) -> PathBuf {
+        self.counting_root().join(&self.name)
+    }
+
     /// SIGKILLs every process of one instance and waits until they are gone. Idempotent; blocking.
     pub fn kill_instance(
         &self,

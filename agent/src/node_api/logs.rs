@@ -96,7 +96,9 @@ pub(super) async fn serve(
             tracing::debug!(%error, "a log was not sent to its end");
         }
     });
-    Ok(streaming(StreamBody::new(receiver_stream(chunks).map(|chunk| Ok(Frame::data(chunk))))))
+    let body = StreamBody::new(receiver_stream(chunks).map(|chunk| Ok(Frame::data(chunk))));
+    // The log's bytes are whatever the container wrote.
+    Ok(streaming(body, "text/plain"))
 }
 
 /// The pod, if it has such a container.
