@@ -8,14 +8,19 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use oci_spec::image::Config;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// The PATH of an image that sets none; Docker's.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Bytes read of a container's passwd or group file.
 const ACCOUNT_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The highest user or group id, as runc and containerd have it. The kernel reads the very highest, 4294967295, as
+/// "leave it as it is": a process that is to become that user stays root. setresuid(2).
+const ID_MAX: u32 = i32::MAX.unsigned_abs();
 
 /// A container whose process cannot be made out: the kubelet's `CreateContainerConfigError`.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -26,6 +31,9 @@ pub enum ProcessError {
     /// `runAsNonRoot` with a user that is, or may be, root.
     #[error("container has runAsNonRoot and image will run as root")]
     Root,
+    /// `runAsNonRoot` with a `runAsUser` of 0.
+    #[error("container's runAsUser breaks non-root policy")]
+    RootAsked,
     /// `runAsNonRoot` cannot be checked against a name.
     #[error(
         "container has runAsNonRoot and image has non-numeric user ({0}), cannot verify user is non-root"
@@ -49,7 +57,8 @@ pub struct Identity {
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
-    /// Supplementary groups, sorted.
+    /// Supplementary groups, sorted; the primary one is among them (CVE-2022-36109), so there always is one, and
+    /// the agent's own are never inherited.
     pub groups: Vec<u32>,
     /// From passwd, else `/`; `/root` for root.
     pub home: String,
@@ -171,7 +180,7 @@ fn field(pod: &PodSpec, facts: &PodFacts, path: &str) -> Option<String> {
         "metadata.namespace" => pod.namespace.clone(),
         "metadata.uid" => pod.uid.0.clone(),
         "spec.nodeName" => facts.node_name.clone(),
-        "spec.serviceAccountName" => "default".into(),
+        "spec.serviceAccountName" => pod.service_account_name.clone(),
         "status.hostIP" | "status.hostIPs" => facts.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
         "status.podIP" => ips().into_iter().next().unwrap_or_default(),
         "status.podIPs" => ips().join(","),
@@ -197,7 +206,7 @@ pub fn identity(
     let passwd = account_file(root, "etc/passwd");
     let groups = account_file(root, "etc/group");
     let accounts = || passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let number = |text: &str| text.parse::<u32>().ok();
+    let number = |text: &str| text.parse::<u32>().ok().filter(|id| *id <= ID_MAX);
     let chosen = container.security.run_as_user;
     let uid = match chosen.or_else(|| if user.is_empty() { Some(0) } else { number(user) }) {
         Some(uid) => uid,
@@ -208,14 +217,16 @@ pub fn identity(
             .ok_or_else(|| ProcessError::UnknownUser(user.into()))?,
     };
     if container.security.run_as_non_root && uid == 0 {
-        return Err(ProcessError::Root);
+        return Err(if chosen.is_some() { ProcessError::RootAsked } else { ProcessError::Root });
     }
     let account = accounts().find(|a| a.get(2).and_then(|u| number(u)) == Some(uid));
     let gid = match (container.security.run_as_group, group, chosen) {
         (Some(gid), _, _) => gid,
         (None, Some(group), None) if !group.is_empty() => match number(group) {
             Some(gid) => gid,
-            None => group_id(&groups, group).ok_or_else(|| ProcessError::UnknownGroup(group.into()))?,
+            None => group_id(&groups, group)
+                .and_then(number)
+                .ok_or_else(|| ProcessError::UnknownGroup(group.into()))?,
         },
         _ => account.as_ref().and_then(|a| number(a.get(3)?)).unwrap_or(0),
     };
@@ -229,6 +240,7 @@ pub fn identity(
             supplementary.push(id);
         }
     }
+    supplementary.push(gid);
     supplementary.sort_unstable();
     supplementary.dedup();
     let home = account.as_ref().and_then(|a| a.get(5)).filter(|h| !h.is_empty());
@@ -236,24 +248,31 @@ pub fn identity(
     Ok(Identity { uid, gid, groups: supplementary, home })
 }
 
-fn group_id(groups: &str, name: &str) -> Option<u32> {
+fn group_id<'a>(groups: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    lines.find(|fields| fields.first() == Some(&name))?.get(2)?.parse().ok()
+    lines.find(|fields| fields.first() == Some(&name))?.get(2).copied()
 }
 
 /// A file of the container's root, read inside it; one that is missing, foreign or too large reads as empty.
 fn account_file(root: &Path, path: &str) -> String {
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let Ok(root) = File::open(root) else { return String::new() };
-    let Ok(file) = openat2(&root, path, how) else { return String::new() };
-    let mut bytes = Vec::new();
     // An image without readable accounts has none: names then fail to resolve, numbers still work.
-    match File::from(file).take(ACCOUNT_FILE_BYTES_MAX).read_to_end(&mut bytes) {
-        Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(_) => String::new(),
+    read_inside(root, path).unwrap_or_default()
+}
+
+fn read_inside(root: &Path, path: &str) -> io::Result<String> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let found = File::from(openat2(&File::open(root)?, path, how)?);
+    // To open a device is to use it (a watchdog then resets the board), and an image may carry any device node.
+    if !found.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidData.into());
     }
+    let mut bytes = Vec::new();
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?
+        .take(ACCOUNT_FILE_BYTES_MAX)
+        .read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -287,5 +306,73 @@ mod tests {
         std::os::unix::fs::symlink("/etc/real", root.path().join("etc/passwd")).unwrap();
         std::fs::write(root.path().join("etc/real"), "in the root").unwrap();
         assert_eq!(account_file(root.path(), "etc/passwd"), "in the root");
+    }
+
+    #[test]
+    fn a_device_in_the_place_of_an_account_file_is_never_opened() {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        let zero = makedev(1, 5);
+        mknod(&root.path().join("etc/passwd"), SFlag::S_IFCHR, Mode::S_IRUSR, zero).unwrap();
+        assert_eq!(account_file(root.path(), "etc/passwd"), "");
+    }
+
+    fn pod(security: &str) -> PodSpec {
+        let text = format!(
+            "{{\"metadata\": {{\"name\": \"web\", \"uid\": \"u\"}}, \"spec\": {{\"securityContext\": {security}, \"containers\": [{{\"name\": \"web\", \"image\": \"i:1\"}}]}}}}"
+        );
+        PodSpec::from_api(&serde_json::from_str(&text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn identities_follow_the_pod_then_the_image_and_never_become_root_unseen() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        let passwd = "root:x:0:0::/root:/bin/sh\nboat:x:1000:1001::/home/boat:/bin/sh\nhigh:x:4294967295:7::/:\nsneaky:x:0:0::/:\n";
+        std::fs::write(root.path().join("etc/passwd"), passwd).unwrap();
+        let group = "root:x:0:\nboat:x:1001:\ncrew:x:2000:boat\nhigh:x:4294967295:boat\n";
+        std::fs::write(root.path().join("etc/group"), group).unwrap();
+        let check = |security: &str, user: &str, expected: Result<(u32, u32, &[u32]), &str>| {
+            let pod = pod(security);
+            let mut image = Config::default();
+            image.set_user(Some(user.into()));
+            let found = identity(&pod, &pod.containers[0], &image, root.path());
+            let found = found.map(|i| (i.uid, i.gid, i.groups)).map_err(|e| e.to_string());
+            let expected =
+                expected.map(|(uid, gid, groups)| (uid, gid, groups.to_vec())).map_err(String::from);
+            match (&found, &expected) {
+                (Err(message), Err(part)) => {
+                    assert!(message.contains(part.as_str()), "{security} {user}: {message}")
+                }
+                _ => assert_eq!(found, expected, "{security} {user}"),
+            }
+        };
+        check("{}", "", Ok((0, 0, &[0])));
+        check("{}", "boat", Ok((1000, 1001, &[1001, 2000])));
+        check("{}", "1000", Ok((1000, 1001, &[1001, 2000])));
+        check("{}", "1000:5", Ok((1000, 5, &[5, 2000])));
+        check("{}", "boat:crew", Ok((1000, 2000, &[2000])));
+        check("{}", "4242", Ok((4242, 0, &[0])));
+        check("{}", "nobody", Err("unable to find user nobody"));
+        check("{}", "boat:nobody", Err("unable to find group nobody"));
+        check(r#"{"runAsUser": 1000, "runAsGroup": 3}"#, "root", Ok((1000, 3, &[3, 2000])));
+        check(
+            r#"{"runAsUser": 7, "supplementalGroups": [9, 8], "fsGroup": 6}"#,
+            "",
+            Ok((7, 0, &[0, 6, 8, 9])),
+        );
+        let strict = r#"{"runAsNonRoot": true}"#;
+        check(strict, "", Err("container has runAsNonRoot and image will run as root"));
+        check(strict, "0", Err("container has runAsNonRoot and image will run as root"));
+        check(strict, "1000", Ok((1000, 1001, &[1001, 2000])));
+        check(strict, "sneaky", Err("non-numeric user (sneaky)"));
+        check(r#"{"runAsNonRoot": true, "runAsUser": 0}"#, "1000", Err("runAsUser breaks non-root policy"));
+        // What setresuid(2) takes for "leave it as it is".
+        check(strict, "4294967295", Err("non-numeric user (4294967295)"));
+        check("{}", "4294967295", Err("unable to find user 4294967295"));
+        check("{}", "high", Err("unable to find user high"));
+        check("{}", "1000:4294967295", Err("unable to find group 4294967295"));
+        check("{}", "1000:high", Err("unable to find group high"));
     }
 }
