@@ -19,7 +19,7 @@ use crate::cgroup::{CgroupError, Tree};
 use crate::container::{self, About, PrepareError};
 use crate::image::{Image, ImageConfig, ImageError, ImageStore};
 use crate::layout::{Layout, instance_name, parse_instance};
-use crate::names::HostNames;
+use crate::names::{self, HostNames};
 use crate::net::{HostPort, Network, NetworkConfig};
 use crate::shim_client::{self, ShimClient, ShimEvent, SpawnShim};
 use crate::{sandbox, volume};
@@ -344,14 +344,15 @@ impl Board {
         let layout = &self.settings.layout;
         let failed = Reason::FailedCreatePodSandBox;
         volume::set_up(layout, pod).map_err(because(Reason::FailedMount))?;
-        sandbox::create(layout, pod).map_err(because(failed))?;
+        let names = self.host_names();
+        sandbox::create(layout, pod, &names::hostname(pod, &names)).map_err(because(failed))?;
         let ips = match sandbox::namespace(layout, pod, "net") {
             Some(netns) => {
                 self.network.attach(&pod.uid, &netns, &host_ports(pod)).map_err(because(failed))?
             }
             None => Vec::new(),
         };
-        sandbox::write_names(layout, pod, &ips, &self.host_names()).map_err(because(failed))?;
+        sandbox::write_names(layout, pod, &ips, &names).map_err(because(failed))?;
         Ok(ips)
     }
 
@@ -392,7 +393,9 @@ impl Board {
 
     /// Kills what lives and undoes [`Board::create_sandbox`]; volumes, writable layers and logs stay. Idempotent.
     pub async fn stop_sandbox(self: &Arc<Board>, pod: &Arc<PodSpec>) -> Result<(), ActionError> {
+        let hostname = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
         let (board, uid) = (self.clone(), pod.uid.clone());
+            hostname: hostname.unwrap_or_else(|_| self.settings.node_name.clone()),
         blocking(move || board.undo_sandbox(&uid)).await.map_err(because(Reason::FailedKillPod))
     }
 

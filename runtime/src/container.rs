@@ -68,6 +68,8 @@ pub struct Surroundings<'a> {
     /// For `fieldRef`.
     pub facts: &'a PodFacts,
     /// Its cgroup.
+    /// `HOSTNAME`, unless image or pod set another.
+    pub hostname: &'a str,
     pub cgroup_path: String,
     /// Capabilities that the agent itself holds.
     pub available_capabilities: u64,
@@ -118,7 +120,7 @@ pub fn prepare(
         pod,
         container,
         args,
-        env: process::environment(&config, &own, &pod.hostname, &identity, container.tty),
+        env: process::environment(&config, &own, around.hostname, &identity, container.tty),
         image_working_dir: config.working_dir().clone(),
         identity,
         capabilities: oci::capabilities(container, around.available_capabilities),

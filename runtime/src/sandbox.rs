@@ -54,8 +54,8 @@ pub fn namespace(layout: &Layout, pod: &PodSpec, name: &str) -> Option<PathBuf> 
     own_namespaces(pod).any(|(own, _)| own == name).then(|| layout.pod_run(&pod.uid).join(name))
 }
 
-/// Makes the namespaces, with the pod's hostname and sysctls in them, and `/dev/shm`. Blocking; idempotent.
-pub fn create(layout: &Layout, pod: &PodSpec) -> Result<(), SandboxError> {
+/// Makes the namespaces, with `hostname` and the pod's sysctls in them, and `/dev/shm`. Blocking; idempotent.
+pub fn create(layout: &Layout, pod: &PodSpec, hostname: &str) -> Result<(), SandboxError> {
     let run = layout.pod_run(&pod.uid);
     fs::create_dir_all(&run).map_err(failed("create", &run))?;
     let shm = run.join("shm");
@@ -71,7 +71,7 @@ pub fn create(layout: &Layout, pod: &PodSpec) -> Result<(), SandboxError> {
         return Ok(());
     }
     // A namespace belongs to a thread until its file is bound: this thread lives just that long.
-    let make = || bind_fresh_namespaces(&run, &missing, pod);
+    let make = || bind_fresh_namespaces(&run, &missing, pod, hostname);
     std::thread::scope(|scope| scope.spawn(make).join()).expect("the thread does not panic")
 }
 
@@ -79,11 +79,12 @@ fn bind_fresh_namespaces(
     run: &Path,
     missing: &[(&'static str, CloneFlags)],
     pod: &PodSpec,
+    hostname: &str,
 ) -> Result<(), SandboxError> {
     let flags = missing.iter().fold(CloneFlags::empty(), |all, (_, flag)| all | *flag);
     unshare(flags).map_err(io::Error::from).map_err(failed("make namespaces for", run))?;
     if flags.contains(CloneFlags::CLONE_NEWUTS) {
-        nix::unistd::sethostname(&pod.hostname)
+        nix::unistd::sethostname(hostname)
             .map_err(io::Error::from)
             .map_err(failed("set the hostname in", run))?;
     }
@@ -113,7 +114,7 @@ pub fn write_names(
     let files = [
         ("hosts", names::hosts(pod, ips, host)),
         ("resolv.conf", names::resolv_conf(pod, host)),
-        ("hostname", format!("{}\n", pod.hostname)),
+        ("hostname", names::hostname(pod, host) + "\n"),
     ];
     for (name, text) in files {
         let path = etc.join(name);

@@ -6,7 +6,7 @@ use crate::container::{self, About, Surroundings};
 use crate::layout::instance_name;
 use crate::process::PodFacts;
 use crate::shim_client::ShimClient;
-use crate::{oci, seccomp};
+use crate::{names, oci, seccomp};
 use coracle_pod::observed::{InstanceId, Reason, Stamp};
 use coracle_pod::spec::{ContainerSpec, PodSpec, Seccomp};
 use coracle_shim::wire::Run;
@@ -96,6 +96,7 @@ impl Board {
                 layout: &self.settings.layout,
                 image: &image,
                 facts: &facts,
+                hostname: &names::hostname(pod, &self.host_names()),
                 cgroup_path: self.tree.instance_path(&pod.uid, pod.qos, instance),
                 available_capabilities: self.capabilities,
                 oom_score_adj: Some(score),
