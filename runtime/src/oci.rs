@@ -149,7 +149,7 @@ const ALL_CAPABILITIES: [&str; 41] = [
 /// What a filter's installation needs while capabilities are already being dropped.
 const FILTER_CAPABILITIES: [&str; 2] = ["SYS_ADMIN", "SETPCAP"];
 
-const MASKED: [&str; 11] = [
+const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -160,6 +160,7 @@ const MASKED: [&str; 11] = [
     "/proc/timer_stats",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
