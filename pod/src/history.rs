@@ -51,9 +51,12 @@ pub struct ContainerHistory {
     pub started: Option<Stamp>,
     /// How `current` ended.
     pub exit: Option<Exit>,
-    /// `exit` was inferred: the instance is gone and left no record (a reboot, a shim that was killed).
+    /// An init container that succeeded in a sandbox that is gone: in the next one it runs again.
     #[serde(default)]
-    pub lost: bool,
+    pub rerun: bool,
+    /// The attempt whose leftover processes were killed; lost with the agent, which kills again.
+    #[serde(skip)]
+    pub swept: Option<u32>,
     /// When `current` was ordered to start.
     #[serde(default)]
     pub begun: Option<Stamp>,

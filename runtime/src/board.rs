@@ -24,7 +24,8 @@ use crate::net::{HostPort, Network, NetworkConfig};
 use crate::shim_client::{self, ShimClient, ShimEvent, SpawnShim};
 use crate::{sandbox, volume};
 use coracle_pod::observed::{
-    BootId, Exit, ImageState, Instance, InstanceId, InstanceState, Now, Reason, Sandbox, Stamp,
+    BootId, Capacity, Cause, Exit, ImageState, Instance, InstanceId, InstanceState, Now, Reason, Sandbox,
+    Stamp,
 };
 use coracle_pod::spec::{PodSpec, PodUid};
 use coracle_shim::record::ExitReport;
@@ -202,6 +203,15 @@ impl Board {
         &self.tree
     }
 
+    /// What its pods can have together.
+    pub fn capacity(&self) -> Capacity {
+        // A kernel that does not say how much it has is not held to it.
+        let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
+        let cpus = online.and_then(|count| u64::try_from(count).ok()).unwrap_or(u64::MAX / 1000);
+        let memory_bytes = if self.memory_bytes_total == 0 { u64::MAX } else { self.memory_bytes_total };
+        Capacity { cpu_millis: cpus * 1000, memory_bytes }
+    }
+
     /// The clocks.
     pub fn now(&self) -> Now {
         Now { monotonic: boottime(), boot: self.boot.clone(), wall: jiff::Timestamp::now() }
@@ -225,7 +235,7 @@ impl Board {
         Exit {
             code: report.code,
             signal: report.signal,
-            oom_killed: report.oom_killed,
+            cause: if report.oom_killed { Cause::OutOfMemory } else { Cause::Process },
             started: Some(self.stamp_of(&report.started, &report.boot_id)),
             finished: self.stamp_of(&report.finished, &report.boot_id),
             message: report.message.clone(),
@@ -383,7 +393,9 @@ impl Board {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let resolv_conf = text("/etc/resolv.conf");
         let stub = resolv_conf.contains("nameserver 127.0.0.53");
+        let hostname = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
         HostNames {
+            hostname: hostname.unwrap_or_else(|_| self.settings.node_name.clone()),
             hosts: text("/etc/hosts"),
             resolv_conf: if stub { text(RESOLVED) } else { resolv_conf },
             cluster_dns: self.settings.cluster_dns.clone(),
@@ -393,9 +405,7 @@ impl Board {
 
     /// Kills what lives and undoes [`Board::create_sandbox`]; volumes, writable layers and logs stay. Idempotent.
     pub async fn stop_sandbox(self: &Arc<Board>, pod: &Arc<PodSpec>) -> Result<(), ActionError> {
-        let hostname = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
         let (board, uid) = (self.clone(), pod.uid.clone());
-            hostname: hostname.unwrap_or_else(|_| self.settings.node_name.clone()),
         blocking(move || board.undo_sandbox(&uid)).await.map_err(because(Reason::FailedKillPod))
     }
 

@@ -7,7 +7,7 @@ use crate::history::Stopping;
 use crate::observed::{InstanceId, InstanceState, Sandbox};
 use std::time::Duration;
 
-const SIGKILL: i32 = 9;
+pub(super) const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
 impl Planner<'_> {

@@ -5,11 +5,11 @@ use crate::cgroup::Hierarchy;
 use crate::container::{self, About, Surroundings};
 use crate::layout::instance_name;
 use crate::process::PodFacts;
-use crate::shim_client::ShimClient;
+use crate::shim_client::{ShimClient, ShimError};
 use crate::{names, oci, seccomp};
 use coracle_pod::observed::{InstanceId, Reason, Stamp};
 use coracle_pod::spec::{ContainerSpec, PodSpec, Seccomp};
-use coracle_shim::wire::Run;
+use coracle_shim::wire::{Cause, Run};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::net::IpAddr;
@@ -45,7 +45,7 @@ impl Board {
                 shim.run(run)
                     .await
                     .map(|s| (self.stamp_of(&s.started, &self.boot.0), about))
-                    .map_err(because(Reason::RunContainerError))
+                    .map_err(|error| not_started(&error))
             }
             Err(error) => Err(error),
         };
@@ -199,6 +199,15 @@ impl Board {
         }
         Ok(())
     }
+}
+
+/// Only what the helper itself says is about the container; without an answer nothing is known of it.
+fn not_started(error: &ShimError) -> ActionError {
+    let reason = match error {
+        ShimError::Refused(refusal) if refusal.cause == Cause::Helper => Reason::RunContainerError,
+        _ => Reason::CreateContainerError,
+    };
+    ActionError { reason, message: error.to_string() }
 }
 
 /// Has a helper compile a seccomp profile to `out`. Blocking, 20 ms.
