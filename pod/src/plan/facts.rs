@@ -38,19 +38,23 @@ impl Planner<'_> {
             Some(InstanceState::Running { started }) => {
                 if known.started.is_none() {
                     self.entry(name).started = Some(started.clone());
-                    self.event(EventType::Normal, "Created", format!("Created container: {name}"), container);
-                    self.event(EventType::Normal, "Started", format!("Started container {name}"), container);
+                    self.tell_of_start(name, container);
                 }
             }
             Some(InstanceState::Exited(exit)) => {
                 if known.started.is_none() {
-                    self.event(EventType::Normal, "Started", format!("Started container {name}"), container);
+                    self.tell_of_start(name, container);
                 }
                 self.ended(name, init, exit.clone());
             }
             Some(InstanceState::Created) => {}
             None => self.learn_missing(name, init),
         }
+    }
+
+    fn tell_of_start(&mut self, name: &str, container: Option<(&str, bool)>) {
+        self.event(EventType::Normal, "Created", format!("Created container: {name}"), container);
+        self.event(EventType::Normal, "Started", format!("Started container {name}"), container);
     }
 
     /// Ordered to start, and not there.
