@@ -22,6 +22,12 @@ const ACCOUNT_FILE_BYTES_MAX: u64 = 1 << 20;
 /// "leave it as it is": a process that is to become that user stays root. setresuid(2).
 const ID_MAX: u32 = i32::MAX.unsigned_abs();
 
+/// One string of an argument or environment list, its end included: the kernel's `MAX_ARG_STRLEN`, execve(2).
+const STRING_BYTES_MAX: usize = 128 * 1024;
+/// Both lists together: the kernel takes no more, whatever the limit of the stack is, execve(2). Eight variables that
+/// name each other ten times over are a hundred gigabytes, so nothing is built that it would refuse.
+const STRINGS_BYTES_MAX: usize = 6 << 20;
+
 /// A container whose process cannot be made out: the kubelet's `CreateContainerConfigError`.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ProcessError {
@@ -45,6 +51,9 @@ pub enum ProcessError {
     /// The image's group is not in its group file.
     #[error("unable to find group {0}: no matching entries in the image's group file")]
     UnknownGroup(String),
+    /// A string, or all of them, beyond what execve(2) takes.
+    #[error("{0} is too long for the kernel once expanded: a string holds 128 KiB, all of them 6 MiB")]
+    TooLong(String),
     /// `valueFrom.fieldRef` of a field that does not exist.
     #[error("couldn't find {0} for environment variable {1}")]
     Field(String, String),
@@ -82,10 +91,15 @@ pub fn arguments(
     variables: &BTreeMap<String, String>,
 ) -> Result<Vec<String>, ProcessError> {
     let from_image = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
-    let expand_all = |list: &[String]| list.iter().map(|t| expand(t, variables)).collect::<Vec<_>>();
+    let mut room = STRINGS_BYTES_MAX;
+    let mut expand_all = |what: &str, list: &[String]| -> Result<Vec<String>, ProcessError> {
+        let mut expanded = |text: &String| take(&mut room, expand(text, variables));
+        let too_long = || ProcessError::TooLong(what.into());
+        list.iter().map(|text| expanded(text).ok_or_else(too_long)).collect()
+    };
     let (mut command, arguments) = match (container.command.is_empty(), container.args.is_empty()) {
-        (false, _) => (expand_all(&container.command), expand_all(&container.args)),
-        (true, false) => (from_image(image.entrypoint()), expand_all(&container.args)),
+        (false, _) => (expand_all("command", &container.command)?, expand_all("args", &container.args)?),
+        (true, false) => (from_image(image.entrypoint()), expand_all("args", &container.args)?),
         (true, true) => (from_image(image.entrypoint()), from_image(image.cmd())),
     };
     command.extend(arguments);
@@ -102,9 +116,11 @@ pub fn variables(
     facts: &PodFacts,
 ) -> Result<(Vec<Variable>, BTreeMap<String, String>), ProcessError> {
     let (mut ordered, mut known) = (Vec::new(), BTreeMap::new());
+    let mut room = STRINGS_BYTES_MAX;
     for variable in &container.env {
         let value = match &variable.value {
-            EnvValue::Literal(text) => expand(text, &known),
+            EnvValue::Literal(text) => take(&mut room, expand(text, &known))
+                .ok_or_else(|| ProcessError::TooLong(format!("environment variable {}", variable.name)))?,
             EnvValue::Field(path) => field(pod, facts, path)
                 .ok_or_else(|| ProcessError::Field(path.clone(), variable.name.clone()))?,
         };
@@ -140,12 +156,22 @@ pub fn environment(
     list.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
-/// `$(VAR)` by the variables before it, `$$` for a dollar; an unknown name stays as written.
-/// Kubernetes: third_party/forked/golang/expansion.
-pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
-    let mut out = String::with_capacity(text.len());
+/// `text` if there is room for it, which then is smaller.
+fn take(room: &mut usize, text: Option<String>) -> Option<String> {
+    let text = text?;
+    *room = room.checked_sub(text.len() + 1)?;
+    Some(text)
+}
+
+/// `$(VAR)` by the variables before it, `$$` for a dollar; an unknown name stays as written. `None` when the result is
+/// longer than any process can be given. Kubernetes: third_party/forked/golang/expansion.
+pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> Option<String> {
+    let mut out = String::new();
     let mut rest = text;
     while let Some(at) = rest.find('$') {
+        if out.len() + at >= STRING_BYTES_MAX {
+            return None;
+        }
         out.push_str(&rest[..at]);
         let after = &rest[at + 1..];
         if let Some(tail) = after.strip_prefix('$') {
@@ -163,7 +189,7 @@ pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
         }
     }
     out.push_str(rest);
-    out
+    Some(out).filter(|out| out.len() < STRING_BYTES_MAX)
 }
 
 fn field(pod: &PodSpec, facts: &PodFacts, path: &str) -> Option<String> {
@@ -283,7 +309,9 @@ mod tests {
     fn variables_expand_as_in_kubernetes() {
         let known: BTreeMap<String, String> =
             [("A".into(), "1".into()), ("B_C".into(), "x$(A)".into())].into();
-        let check = |text: &str, expected: &str| assert_eq!(expand(text, &known), expected, "{text}");
+        let check = |text: &str, expected: &str| {
+            assert_eq!(expand(text, &known).as_deref(), Some(expected), "{text}")
+        };
         check("", "");
         check("$(A)", "1");
         check("a$(A)b$(B_C)", "a1bx$(A)");
@@ -294,6 +322,35 @@ mod tests {
         check("$", "$");
         check("$A $(A)$", "$A 1$");
         check("ü$(A)ß", "ü1ß");
+    }
+
+    /// Guards against an agent that built strings of a hundred gigabytes, was killed for it, and began anew.
+    #[test]
+    fn variables_that_multiply_are_refused_before_they_are_built() {
+        let variable = |name: char, value: &str| format!("{{\"name\": \"{name}\", \"value\": \"{value}\"}}");
+        let check = |own: &[String], expected: Option<&str>| {
+            let container = format!(
+                "{{\"name\": \"web\", \"image\": \"i:1\", \"command\": [\"x\"], \"env\": [{}]}}",
+                own.join(", ")
+            );
+            let text = format!(
+                "{{\"metadata\": {{\"name\": \"web\", \"uid\": \"u\"}}, \"spec\": {{\"containers\": [{container}]}}}}"
+            );
+            let pod = PodSpec::from_api(&serde_json::from_str(&text).unwrap()).unwrap();
+            let found = variables(&pod, &pod.containers[0], &PodFacts::default()).map(drop);
+            assert_eq!(found.map_err(|e| e.to_string()).err().as_deref().map(|e| &e[..22]), expected);
+        };
+        let mut bomb = vec![variable('A', &"x".repeat(1000))];
+        bomb.extend(
+            ('B'..='I').zip('A'..).map(|(name, inner)| variable(name, &format!("$({inner})").repeat(10))),
+        );
+        check(&bomb[..3], None);
+        check(&bomb, Some("environment variable D"));
+        // Each is short enough, and all of them are not.
+        let mut many = vec![variable('A', &"x".repeat(100_000))];
+        many.extend(('B'..='Z').chain('a'..='z').chain('A'..='Z').map(|name| variable(name, "$(A)")));
+        check(&many[..50], None);
+        check(&many, Some("environment variable K"));
     }
 
     #[test]
