@@ -380,6 +380,35 @@ fn a_startup_probe_holds_the_others_back() {
     assert_eq!(plan.wake, Some(model.now.monotonic + Duration::from_secs(7)));
 }
 
+/// Guards against a job that its liveness probe ended, that left with code 0 as servers do, and so had succeeded.
+#[test]
+fn what_a_probe_ended_is_started_again_whatever_its_code() {
+    let probed = |policy: &str| {
+        with(policy).replace(
+            "imagePullPolicy: IfNotPresent",
+            "imagePullPolicy: IfNotPresent, livenessProbe: {tcpSocket: {port: 1}, failureThreshold: 1}",
+        )
+    };
+    for (policy, phase) in [("Always", "Running"), ("OnFailure", "Running"), ("Never", "Succeeded")] {
+        let mut model = Model::new(pod(&probed(policy)));
+        settle(&mut model);
+        let first = model.running().pop().expect("runs");
+        model.probed(ProbeKey { instance: first.clone(), kind: ProbeKind::Liveness }, false);
+        model.plan();
+        model.exit(&first, 0);
+        let plan = settle(&mut model);
+        assert_eq!(plan.status.phase.as_deref(), Some(phase), "{policy}");
+        // The next time is in back-off, as after any crash.
+        let Some(second) = model.running().pop() else { continue };
+        model.probed(ProbeKey { instance: second.clone(), kind: ProbeKind::Liveness }, false);
+        model.plan();
+        model.exit(&second, 0);
+        let plan = model.plan();
+        assert_eq!(waiting(&plan).0, "CrashLoopBackOff", "{policy}");
+        assert_eq!(plan.wake, Some(model.now.monotonic + Duration::from_secs(10)));
+    }
+}
+
 #[test]
 fn a_pod_that_asks_for_more_than_the_board_has_is_rejected() {
     let check = |resources: &str, expected: Option<&str>| {

@@ -4,7 +4,7 @@ use super::{BACKOFF_FORGIVEN, Planner, next_delay, word};
 use crate::ActionKey;
 use crate::action::EventType;
 use crate::observed::{Cause, Exit, Failure, InstanceState, Reason, Sandbox};
-use crate::spec::PodSpec;
+use crate::spec::{PodSpec, RestartPolicy};
 
 /// The kubelet's message for a container that is gone without a trace.
 const LOST: &str = "The container could not be located when the pod was terminated";
@@ -98,9 +98,13 @@ impl Planner<'_> {
     }
 
     fn ended(&mut self, name: &str, init: bool, exit: Exit) {
-        let again =
-            self.restarts(&exit, init) && self.spec.deletion.is_none() && self.history.failed.is_none();
+        let goes_on = self.spec.deletion.is_none() && self.history.failed.is_none();
+        let allowed = self.spec.restart_policy != RestartPolicy::Never;
+        let by_policy = self.restarts(&exit, init);
         let entry = self.entry(name);
+        // The kubelet's shouldRestartOnFailure: what a probe ended has failed, however politely it then ended.
+        entry.rerun = allowed && entry.stopping.as_ref().is_some_and(|s| s.for_restart);
+        let again = goes_on && (by_policy || entry.rerun);
         let started = exit.started.as_ref().or(entry.started.as_ref());
         let ran = started
             .filter(|s| s.boot == exit.finished.boot)

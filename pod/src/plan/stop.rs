@@ -58,7 +58,14 @@ impl Planner<'_> {
         match &mut entry.stopping {
             Some(stopping) if stopping.instance == instance => stopping.grace = stopping.grace.min(grace),
             _ => {
-                entry.stopping = Some(Stopping { instance, since: now, grace, why: why.into(), sent: None });
+                entry.stopping = Some(Stopping {
+                    instance,
+                    since: now,
+                    grace,
+                    why: why.into(),
+                    for_restart: false,
+                    sent: None,
+                });
                 self.event(EventType::Normal, "Killing", why.into(), Some((name, init)));
             }
         }
