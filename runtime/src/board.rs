@@ -219,6 +219,7 @@ impl Board {
         container::about(&self.settings.layout, uid, instance).unwrap_or_else(|| About {
             container_id: container::container_id(uid, instance),
             image_id: String::new(),
+            stop_signal: None,
         })
     }
 

@@ -57,6 +57,9 @@ pub struct About {
     pub container_id: String,
     /// Digest of the image's configuration.
     pub image_id: String,
+    /// What the image wants to be stopped with, when that is not SIGTERM.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
 }
 
 /// What [`prepare`] needs beside the pod.
@@ -142,7 +145,11 @@ pub fn prepare(
         pids_max: around.pids_max,
         cgroup2: around.cgroup2,
     });
-    let about = About { container_id: container_id(&pod.uid, instance), image_id: around.image.id.clone() };
+    let about = About {
+        container_id: container_id(&pod.uid, instance),
+        image_id: around.image.id.clone(),
+        stop_signal: config.stop_signal().as_deref().and_then(process::signal_number),
+    };
     let text = |value: Result<Vec<u8>, serde_json::Error>| value.expect("maps with string keys serialize");
     for (name, bytes) in
         [("config.json", text(serde_json::to_vec(&spec))), ("about.json", text(serde_json::to_vec(&about)))]

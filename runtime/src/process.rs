@@ -5,6 +5,7 @@
 
 use coracle_pod::spec::{ContainerSpec, EnvValue, PodSpec};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::signal::Signal;
 use oci_spec::image::Config;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -192,6 +193,24 @@ pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> Option<String
     Some(out).filter(|out| out.len() < STRING_BYTES_MAX)
 }
 
+/// A signal as an image names it: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`. `None` for one that does not exist.
+pub fn signal_number(text: &str) -> Option<i32> {
+    let name = text.trim().to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let real_time = |from: i32, sign: i32, rest: &str| match rest.trim_start_matches(['+', '-']) {
+        "" => Some(from),
+        number => number.parse::<i32>().ok().map(|number| from + sign * number),
+    };
+    let number = if let Some(rest) = name.strip_prefix("RTMIN") {
+        real_time(libc::SIGRTMIN(), 1, rest)
+    } else if let Some(rest) = name.strip_prefix("RTMAX") {
+        real_time(libc::SIGRTMAX(), -1, rest)
+    } else {
+        name.parse().ok().or_else(|| Some(format!("SIG{name}").parse::<Signal>().ok()? as i32))
+    };
+    number.filter(|number| (1..=libc::SIGRTMAX()).contains(number))
+}
+
 fn field(pod: &PodSpec, facts: &PodFacts, path: &str) -> Option<String> {
     let subscript = |prefix: &str| path.strip_prefix(prefix)?.strip_suffix("']");
     if let Some(key) = subscript("metadata.labels['") {
@@ -304,6 +323,20 @@ fn read_inside(root: &Path, path: &str) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stop_signals_are_read_as_docker_writes_them() {
+        let check = |text: &str, expected| assert_eq!(signal_number(text), expected, "{text}");
+        check("SIGTERM", Some(15));
+        check("sigquit", Some(3));
+        check("INT", Some(2));
+        check("9", Some(9));
+        check("SIGRTMIN+3", Some(libc::SIGRTMIN() + 3));
+        check("RTMAX-1", Some(libc::SIGRTMAX() - 1));
+        for nonsense in ["", "0", "-9", "65", "SIGNAL", "SIGRTMIN+99", "SIGRTMIN+99999999999"] {
+            check(nonsense, None);
+        }
+    }
 
     #[test]
     fn variables_expand_as_in_kubernetes() {

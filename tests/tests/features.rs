@@ -1,6 +1,7 @@
 //! What a pod may ask for, on a real board: each setting as the container sees it, each end as the kubelet tells it.
 
 use coracle_tests::agent::Board;
+use coracle_tests::image::Image;
 use coracle_tests::manifest::{SLEEP, ended, first, pod, running, waiting};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -120,6 +121,18 @@ fn every_end_has_the_kubelets_reason() {
             "",
         ),
         (
+            "polite",
+            with(
+                "polite",
+                "trap 'exit 7' INT; trap 'exit 8' TERM; while :; do sleep 1; done",
+                "  activeDeadlineSeconds: 1\n",
+            )
+            .replace("example.test/busybox:1", "example.test/polite:1"),
+            "Error",
+            7,
+            "",
+        ),
+        (
             "missing",
             command("missing", "", "/no/such"),
             "StartError",
@@ -151,6 +164,9 @@ fn every_end_has_the_kubelets_reason() {
         ),
         ("silent", with("silent", "exit 5", ""), "Error", 5, ""),
     ];
+    let mut polite = Image::busybox("example.test/polite:1").expect("built");
+    polite.config["StopSignal"] = "SIGINT".into();
+    board.import(&polite).expect("imported");
     for (name, text, ..) in &cases {
         board.apply(text).expect(name);
     }

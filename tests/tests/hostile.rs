@@ -13,9 +13,7 @@ fn import(board: &Board, reference: &str, above: Tree, config: &serde_json::Valu
     let layers = vec![(tree::busybox().expect("busybox"), Compression::None), (above, Compression::None)];
     let mut whole = json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]});
     whole.as_object_mut().expect("an object").extend(config.as_object().expect("an object").clone());
-    let archive = board.root().join("import.tar");
-    Image::new(reference, layers, whole).write_oci_archive(&archive).expect("written");
-    board.run(&["image", "import", archive.to_str().expect("UTF-8")]).expect("imported");
+    board.import(&Image::new(reference, layers, whole)).expect("imported");
 }
 
 #[test]

@@ -97,7 +97,8 @@ fn containers_outlive_a_killed_agent_and_are_adopted() {
     let mut board = Board::start("").expect("a board");
     board.apply(&pod("stay", SLEEP, "")).expect("applied");
     let count = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); usleep 1000; done; exit 3";
-    board.apply(&pod("quit", count, "  restartPolicy: Never\n")).expect("applied");
+    let quit = pod("quit", count, "  restartPolicy: Never\n");
+    board.apply(&(quit + "    terminationMessagePolicy: FallbackToLogsOnError\n")).expect("applied");
     let before = board.wait("stay", "running", running).expect("runs");
     let quit = board.wait("quit", "running", running).expect("runs");
     let pid = |board: &Board| {
@@ -118,6 +119,7 @@ fn containers_outlive_a_killed_agent_and_are_adopted() {
     let quit = board.wait("quit", "failed", ended).expect("known");
     let terminated = &first(&quit)["state"]["terminated"];
     assert_eq!(terminated["exitCode"], 3);
+    assert!(terminated["message"].as_str().is_some_and(|m| m.ends_with("line 399\n")), "{terminated:#}");
     assert!(terminated["finishedAt"].as_str().is_some_and(|at| at <= back.as_str()), "{terminated:#}");
     let expected: String = (0..400).map(|n| format!("line {n}\n")).collect();
     assert_eq!(board.run(&["logs", "quit"]).expect("logs"), expected, "no line is lost");
@@ -321,6 +323,10 @@ fn bad_input_is_one_clear_line_and_harms_no_other_pod() {
         "no matches for kind \"Deployment\"",
     );
     board.manifest("broken.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: [").expect("written");
+    let until = std::time::Instant::now() + coracle_tests::agent::deadline();
+    while !board.get_text("/events").expect("events").contains("broken.yaml: error parsing manifest") {
+        assert!(std::time::Instant::now() < until, "a broken manifest has no event: {}", board.log());
+    }
     let waiting = |name: &str, text: &str, reason: &str| {
         board.apply(text).expect("applied");
         let seen = board.wait(name, reason, |p| {

@@ -237,16 +237,7 @@ impl Engine {
         match event {
             ShimEvent::Exited { instance, report } => {
                 let Some(id) = parse_instance(&instance) else { return };
-                let mut exit = self.board.exit(&report);
-                let fallback = entry
-                    .spec
-                    .containers
-                    .iter()
-                    .chain(&entry.spec.init_containers)
-                    .any(|c| c.name == id.container && c.termination_message_from_logs);
-                if fallback && exit.code != 0 && exit.message.is_empty() {
-                    exit.message = self.board.last_log_lines(&entry.spec, &id);
-                }
+                let exit = self.board.exit(&entry.spec, &id, &report);
                 let about = self.board.about(uid, &id);
                 let known = entry.observed.instances.entry(id).or_insert(Instance {
                     state: InstanceState::Created,

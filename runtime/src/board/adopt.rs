@@ -5,7 +5,7 @@ use crate::container::About;
 use crate::layout::{instance_name, parse_instance};
 use crate::shim_client::{ShimClient, ShimEvent};
 use coracle_pod::observed::{Cause, Exit, Instance, InstanceId, InstanceState, Sandbox};
-use coracle_pod::spec::{PodSpec, PodUid};
+use coracle_pod::spec::PodSpec;
 use coracle_shim::record::ExitReport;
 use coracle_shim::wire::Phase;
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ impl Board {
         let layout = &self.settings.layout;
         let uid = &pod.uid;
         let residue = self.residues().contains(uid);
-        let mut instances = self.recorded_exits(uid);
+        let mut instances = self.recorded_exits(pod);
         let run = layout.pod_run(uid);
         let ready: Option<Ready> =
             fs::read(run.join("ready")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -57,9 +57,9 @@ impl Board {
                         Phase::Running(run) => {
                             InstanceState::Running { started: self.stamp_of(&run.started, &self.boot.0) }
                         }
-                        Phase::Exited { report, .. } => InstanceState::Exited(self.exit(report)),
+                        Phase::Exited { report, .. } => InstanceState::Exited(self.exit(pod, &id, report)),
                     };
-                    let About { container_id, image_id } = self.about(uid, &id);
+                    let About { container_id, image_id, .. } = self.about(uid, &id);
                     instances.insert(id, Instance { state, container_id, image_id });
                 }
                 let sandbox = Sandbox::Ready { ips: ready.ips, since: ready.since };
@@ -73,14 +73,15 @@ impl Board {
     }
 
     /// What the shims of a pod, dead ones too, have written down.
-    fn recorded_exits(&self, uid: &PodUid) -> BTreeMap<InstanceId, Instance> {
+    fn recorded_exits(&self, pod: &PodSpec) -> BTreeMap<InstanceId, Instance> {
+        let uid = &pod.uid;
         let dir = self.settings.layout.pod_data(uid).join("exits");
         let mut found = BTreeMap::new();
         for id in names_in(&dir).iter().filter_map(|name| parse_instance(name)) {
             match ExitReport::read(&self.settings.layout.exit_record(uid, &id)) {
                 Ok(Some(report)) => {
-                    let About { container_id, image_id } = self.about(uid, &id);
-                    let state = InstanceState::Exited(self.exit(&report));
+                    let About { container_id, image_id, .. } = self.about(uid, &id);
+                    let state = InstanceState::Exited(self.exit(pod, &id, &report));
                     found.insert(id, Instance { state, container_id, image_id });
                 }
                 Ok(None) => {}
@@ -92,21 +93,28 @@ impl Board {
         found
     }
 
-    /// An exit report as the core sees it.
-    pub fn exit(&self, report: &ExitReport) -> Exit {
+    /// An exit report as the core sees it, with the message that the container's policy asks for. Blocking, briefly.
+    pub fn exit(&self, pod: &PodSpec, instance: &InstanceId, report: &ExitReport) -> Exit {
+        let mut all = pod.containers.iter().chain(&pod.init_containers);
+        let from_logs = all.any(|c| c.name == instance.container && c.termination_message_from_logs);
+        let message = if from_logs && report.code != 0 && report.message.is_empty() {
+            self.last_log_lines(pod, instance)
+        } else {
+            report.message.clone()
+        };
         Exit {
             code: report.code,
             signal: report.signal,
             cause: if report.oom_killed { Cause::OutOfMemory } else { Cause::Process },
             started: Some(self.stamp_of(&report.started, &report.boot_id)),
             finished: self.stamp_of(&report.finished, &report.boot_id),
-            message: report.message.clone(),
+            message,
         }
     }
 
     /// The last lines of an instance's log, for `terminationMessagePolicy: FallbackToLogsOnError`: 80 lines and 2048
     /// bytes at most, as the kubelet takes. Blocking, briefly.
-    pub fn last_log_lines(&self, pod: &PodSpec, instance: &InstanceId) -> String {
+    fn last_log_lines(&self, pod: &PodSpec, instance: &InstanceId) -> String {
         const LINES: u64 = 80;
         const BYTES: usize = 2048;
         let dir = self.settings.layout.logs_of(pod).join(&instance.container);

@@ -134,7 +134,8 @@ impl Board {
         Ok(Some(file))
     }
 
-    /// Sends a signal to an instance's init; SIGKILL goes to its whole cgroup. A no-op once it is gone.
+    /// Sends a signal to an instance's init; SIGKILL goes to its whole cgroup, and SIGTERM as the signal that the image
+    /// names for it (OCI `StopSignal`). A no-op once it is gone.
     pub async fn signal(
         self: &Arc<Board>,
         pod: &Arc<PodSpec>,
@@ -147,8 +148,9 @@ impl Board {
             let kill = move || board.tree.kill_instance(&spec.uid, spec.qos, &id);
             return blocking(kill).await.map_err(because(Reason::FailedKillPod));
         }
+        let wanted = self.about(&pod.uid, instance).stop_signal.filter(|_| signal == libc::SIGTERM);
         match shim {
-            Some(shim) => match shim.signal(&instance_name(instance), signal).await {
+            Some(shim) => match shim.signal(&instance_name(instance), wanted.unwrap_or(signal)).await {
                 Err(error) if !error.is_not_found() => Err(because(Reason::FailedKillPod)(error)),
                 _ => Ok(()),
             },
