@@ -83,6 +83,8 @@ pub struct Surroundings<'a> {
     pub pids_max: u64,
     /// On cgroup v2?
     pub cgroup2: bool,
+    /// Where it sees the hierarchies.
+    pub cgroup_views: Vec<String>,
     /// The compiled filter for it, if it is to have one.
     pub filter: Option<&'a Path>,
 }
@@ -144,6 +146,7 @@ pub fn prepare(
         oom_score_adj: around.oom_score_adj,
         pids_max: around.pids_max,
         cgroup2: around.cgroup2,
+        cgroup_views: around.cgroup_views.clone(),
     });
     let about = About {
         container_id: container_id(&pod.uid, instance),

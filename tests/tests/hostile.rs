@@ -103,6 +103,19 @@ fn a_container_reaches_neither_the_board_nor_its_next_attempt() {
         "the second attempt is alone"
     );
 
+    // Neither its own limits nor, with the host's network, the cgroups of the whole board are its to write; and the
+    // files that we make for it hold no more than they need to.
+    let write = "for d in /sys/fs/cgroup /sys/fs/cgroup/*/; do mkdir $d/escape 2>/dev/null && echo wrote to $d; done; awk '$2 ~ \"^/sys/\" && $2 !~ \"^/sys/fs/cgroup\" && $4 !~ \"^ro\"' /proc/mounts; ls /sys/class/net | wc -l; head -c 9000000 /dev/zero > /etc/hosts; [ $(stat -c %s /etc/hosts) -le 1048576 ] && echo bounded";
+    for (name, spec) in [("own", ""), ("hosts", "  hostNetwork: true\n")] {
+        board.apply(&pod(name, write, &format!("{NEVER}{spec}"))).expect("applied");
+        board.wait(name, "ended", ended).expect("ends");
+        let said = board.run(&["logs", name]).expect("logs");
+        assert!(
+            !said.contains("wrote") && !said.contains("rw,") && said.ends_with("bounded\n"),
+            "{name}: {said}"
+        );
+    }
+
     // None of it harmed a neighbour.
     board.apply(&pod("neighbour", SLEEP, "")).expect("applied");
     board.wait("neighbour", "running", running).expect("runs");

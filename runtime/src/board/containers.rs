@@ -102,6 +102,7 @@ impl Board {
                 oom_score_adj: Some(score),
                 pids_max: self.settings.pids_max,
                 cgroup2: matches!(self.tree.hierarchy(), Hierarchy::V2 { .. }),
+                cgroup_views: self.tree.views(),
                 filter: filter.as_deref(),
             },
         )?;
