@@ -412,6 +412,8 @@ fn a_full_disk_is_told_and_harms_no_running_pod() {
     board.fill_disk().expect("filled");
     let full = board.apply(&pod("late", SLEEP, "")).expect_err("nothing can be stored").to_string();
     assert!(full.contains("No space left on device") || full.contains("not stored"), "{full}");
+    let events = board.get_text("/events").expect("events");
+    assert!(events.contains("StoreWriteFailed") && events.contains("pods run on"), "{events}");
     let archive = board.root().join("preload/web.tar");
     let import = board.coracle(&["image", "import", archive.to_str().expect("UTF-8")]).expect("runs");
     assert!(

@@ -53,18 +53,19 @@ pub(crate) fn confine(directory: &CStr) -> io::Result<()> {
 fn drop_privileges() -> io::Result<()> {
     // SAFETY: no pointer is passed, but an empty list whose length is 0.
     unsafe {
-        for capability in 0..64 {
+        let zero: libc::c_ulong = 0;
+        for capability in zero..64 {
             // EINVAL: the kernel knows no more of them.
-            if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 {
+            if libc::prctl(libc::PR_CAPBSET_DROP, capability, zero, zero, zero) < 0 {
                 break;
             }
         }
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, zero + 1, zero, zero, zero))?;
         check(libc::setgroups(0, ptr::null()))?;
         check(libc::setresgid(NOBODY, NOBODY, NOBODY))?;
         // From user 0 to another every capability goes: capabilities(7).
         check(libc::setresuid(NOBODY, NOBODY, NOBODY))?;
-        check(libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;
+        check(libc::prctl(libc::PR_SET_DUMPABLE, zero, zero, zero, zero))?;
     }
     Ok(())
 }
