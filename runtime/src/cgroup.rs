@@ -112,6 +112,19 @@ impl Tree {
         &self.hierarchy
     }
 
+    /// Where a container sees the hierarchies: `/sys/fs/cgroup`, and on v1 below it each controller's, the parent first.
+    pub fn views(&self) -> Vec<String> {
+        const TOP: &str = "/sys/fs/cgroup";
+        let controllers = match &self.hierarchy {
+            Hierarchy::V2 { .. } => BTreeSet::new(),
+            Hierarchy::V1 { controllers, .. } => {
+                controllers.values().filter_map(|root| root.file_name()).collect()
+            }
+        };
+        let below = controllers.into_iter().map(|name| format!("{TOP}/{}", name.to_string_lossy()));
+        std::iter::once(TOP.to_string()).chain(below).collect()
+    }
+
     /// `/coracle/kubepods/burstable/podUID`, the form of OCI's `cgroupsPath`.
     pub fn pod_path(&self, uid: &PodUid, qos: QosClass) -> String {
         let class = match qos {

@@ -1,5 +1,9 @@
 //! The system calls of this crate that have no safe form in the standard library: its only `unsafe`.
 
+mod confine;
+
+pub(crate) use confine::confine;
+
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Write};
@@ -453,6 +457,12 @@ pub(crate) fn bind_mount(source: &CStr, target: &CStr) -> io::Result<()> {
     // SAFETY: both are NUL-terminated; a bind mount reads neither type nor data.
     check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), ptr::null(), libc::MS_BIND, ptr::null()) })
         .map(drop)
+}
+
+/// Ends this process at once, without unwinding or exit handlers: for a forked child that must not go on.
+pub(crate) fn leave(code: i32) -> ! {
+    // SAFETY: takes no pointer and never returns.
+    unsafe { libc::_exit(code) }
 }
 
 /// Reaps children for ever: all that a pod's shared pid 1 has to do.

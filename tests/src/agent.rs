@@ -253,6 +253,13 @@ impl Board {
             .output()?)
     }
 
+    /// `coracle image import` of an image made for one test.
+    pub fn import(&self, image: &crate::image::Image) -> Result<()> {
+        let archive = self.dir.path().join("import.tar");
+        image.write_oci_archive(&archive)?;
+        self.run(&["image", "import", archive.to_str().context("a path in UTF-8")?]).map(drop)
+    }
+
     /// As [`Board::coracle`]; what it printed, or an error with what it said.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         let output = self.coracle(arguments)?;

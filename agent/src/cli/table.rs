@@ -5,7 +5,22 @@ use std::io::{self, Write};
 /// Writes to standard output; a reader who has gone away (`| head`) is the end and no error.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+    out.write_all(visible(text).as_bytes()).and_then(|()| out.flush())
+}
+
+/// Control characters in caret notation. Messages are partly the containers' own words, and those must not steer the
+/// terminal of who reads them (CVE-2021-25743).
+fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => out.push(c),
+            c if c.is_ascii_control() => out.extend(['^', char::from(c as u8 ^ 0x40)]),
+            '\u{80}'..='\u{9f}' => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// Rows under a heading, each column as wide as its widest cell.
@@ -82,6 +97,11 @@ pub(crate) fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_container_says_does_not_steer_the_terminal() {
+        assert_eq!(visible("a\tb\n\u{1b}[2J\r\u{7f}\0\u{9b}31mü\n"), "a\tb\n^[[2J^M^?^@\\u{9b}31mü\n");
+    }
 
     #[test]
     fn ages_read_as_kubectl_writes_them() {

@@ -36,7 +36,7 @@ pub(super) async fn serve(
     } else {
         match attempts.last() {
             Some(attempt) => *attempt,
-            None if started(pod, container) => return Ok(super::text("")),
+            None if ran(pod, container) => return Ok(super::text("")),
             None => {
                 let why = waiting(pod, container).unwrap_or_else(|| "ContainerCreating".into());
                 let message =
@@ -142,6 +142,11 @@ async fn until_ended(
 
 fn started(pod: &Pod, container: &str) -> bool {
     state(pod, container).is_some_and(|s| s.running.is_some())
+}
+
+/// It runs, or has ended: one that wrote nothing has no file.
+fn ran(pod: &Pod, container: &str) -> bool {
+    state(pod, container).is_some_and(|s| s.waiting.is_none())
 }
 
 fn waiting(pod: &Pod, container: &str) -> Option<String> {
