@@ -121,6 +121,9 @@ pub enum OpenError {
         /// Who has it.
         by: String,
     },
+    /// The kernel lacks what every pod needs.
+    #[error("{0}")]
+    Unfit(String),
     /// Mounts of the run directory.
     #[error(transparent)]
     Sandbox(#[from] sandbox::SandboxError),
@@ -154,6 +157,7 @@ impl Board {
     /// Opens everything that pods need. Blocking; idempotent.
     pub fn open(settings: Settings) -> Result<Board, OpenError> {
         let layout = &settings.layout;
+        crate::doctor::needs().map_err(OpenError::Unfit)?;
         for dir in [
             layout.data.join("pods"),
             layout.data.join("logs"),
@@ -354,6 +358,7 @@ impl Board {
             helper: &layout.helper(),
             log_max_bytes: self.settings.log_bytes_max,
             log_max_files: self.settings.log_files_max,
+            grace: pod.termination_grace.min(SHUTDOWN_GRACE_MAX),
             cgroup_procs: &self.tree.shim_procs(&pod.uid),
         })
         .await?;
@@ -446,6 +451,8 @@ impl Board {
 }
 
 const CAP_SYS_RESOURCE: u32 = 24;
+/// A pod's grace when the machine goes down, at most: systemd kills what is left after 90 s.
+const SHUTDOWN_GRACE_MAX: Duration = Duration::from_secs(60);
 
 /// Runs `work` in the blocking pool.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

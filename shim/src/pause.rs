@@ -1,7 +1,7 @@
 //! Pid 1 of a pod with `shareProcessNamespace`: holds the namespace and reaps its orphans, nothing else.
 //!
 //! `coracle-shim --pause FILE [--cgroup-procs FILE]…` leaves that process behind, binds its namespace to FILE, and
-//! ends. It dies with the pod's shim cgroup, which the agent kills. The containers see it, so before FILE is there it
+//! ends. It dies with the pod's shim cgroup, which the agent kills, and after a SIGTERM once it is alone. The containers see it, so before FILE is there it
 //! has given up everything that it could be made to share: see [`sys::confine`].
 
 use crate::start::StartError;
@@ -70,5 +70,5 @@ fn stand(directory: &CStr, mut tell: io::PipeWriter) -> ! {
         sys::leave(1)
     }
     drop(tell);
-    sys::reap_for_ever()
+    sys::reap_until_terminated()
 }

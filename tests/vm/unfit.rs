@@ -12,7 +12,7 @@ fn assert_refused(machine: &mut Machine, check: &str, parts: &[&str]) {
     let doctor = machine.run("coracle doctor").expect("runs");
     assert_eq!(doctor.status, UNFIT, "{}", doctor.text);
     let line = doctor.text.lines().find(|l| l.starts_with(check)).unwrap_or_default();
-    let agent = machine.run("systemctl stop coracle; coracle agent").expect("runs");
+    let agent = machine.run("systemctl stop coracle; timeout 60 coracle agent").expect("runs");
     assert_eq!(agent.status, UNFIT, "{}", agent.text);
     let said = agent.text.lines().last().unwrap_or_default();
     for part in parts {
