@@ -2,7 +2,7 @@
 //!
 //! `/run/coracle` is in memory already. Below a `--root` of its own a tmpfs is mounted once per boot, and stays for the
 //! agents that come after; [`crate::board::teardown`] takes it away. Not so in a mount namespace of the agent's own (`ip
-//! netns exec`): nobody outside would find the socket. There `RUN` stays on the disk, and is emptied by the first agent
+//! netns exec`): nobody outside would find the socket. There, and where that cannot be told, `RUN` stays on the disk, and is emptied by the first agent
 //! of the next boot.
 
 use crate::layout::Layout;
@@ -43,9 +43,14 @@ pub fn prepare(layout: &Layout) -> io::Result<()> {
     fs::write(marker, boot)
 }
 
+/// Whether mounts that we make are seen by whoever logs in. Where pid 1 may not be looked at, nobody can tell.
 fn shares_mounts_with_init() -> io::Result<bool> {
     let identity = |of: &str| fs::metadata(format!("/proc/{of}/ns/mnt")).map(|m| (m.dev(), m.ino()));
-    Ok(identity("thread-self")? == identity("1")?)
+    match identity("1") {
+        Ok(init) => Ok(identity("thread-self")? == init),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 #[cfg(test)]
