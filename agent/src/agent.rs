@@ -24,6 +24,8 @@ use tracing::{error, info, warn};
 
 /// How often the disk is looked at for image garbage collection: statfs alone, nothing is written.
 const GC_PERIOD: Duration = Duration::from_secs(300);
+/// For work on the disk that is under way when the agent stops.
+const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Runs the agent until SIGTERM or SIGINT. Pods run on after it.
 pub(crate) fn main(root: &Path, config: Option<&Path>) -> Result<()> {
@@ -33,7 +35,12 @@ pub(crate) fn main(root: &Path, config: Option<&Path>) -> Result<()> {
     let (layout, _lock) = take(root)?;
     // Before any other thread exists: the store gives zero pages back.
     let store = open_store(&layout)?;
-    runtime()?.block_on(run(layout, config, store))
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(run(layout, config, store));
+    // A pull that unpacks, or a disk that does not answer, must not keep the agent: what it leaves half-made is cleared
+    // at the next start, as after a crash.
+    runtime.shutdown_timeout(SHUTDOWN);
+    outcome
 }
 
 /// Makes the directories, takes the lock (one agent each), and goes to where the pods' mounts are. Before the process

@@ -77,8 +77,14 @@ fn documents(text: &str) -> Result<Vec<Value>, ManifestError> {
         return stream.collect::<Result<_, _>>().map_err(|e| ManifestError::Syntax(e.to_string()));
     }
     let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).map_err(|e| ManifestError::Syntax(e.to_string()))?;
+        serde_saphyr::from_multiple(text).map_err(|e| ManifestError::Syntax(first_line(&e.to_string())))?;
     Ok(documents.into_iter().filter(|d| !d.is_null()).collect())
+}
+
+/// The parser's message without the piece of the document that it draws below.
+fn first_line(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).into()
 }
 
 fn unfold(number: usize, document: Value, pods: &mut Vec<Pod>) -> Result<(), ManifestError> {

@@ -10,21 +10,37 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
 
 /// Rows under a heading, each column as wide as its widest cell.
 pub(crate) fn columns(rows: &[Vec<String>]) -> String {
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..count).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            line += &format!("{cell:<width$}   ");
-        }
-        text += line.trim_end();
-        text.push('\n');
+    Columns::default().lines(rows)
+}
+
+/// A table that is printed as its rows come: a column is as wide as its widest cell so far.
+#[derive(Debug, Default)]
+pub(crate) struct Columns(Vec<usize>);
+
+impl Columns {
+    /// Whether nothing was printed yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.0.is_empty()
     }
-    text
+
+    pub(crate) fn lines(&mut self, rows: &[Vec<String>]) -> String {
+        for row in rows {
+            self.0.resize(self.0.len().max(row.len()), 0);
+            for (width, cell) in self.0.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let mut text = String::new();
+        for row in rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&self.0) {
+                line += &format!("{cell:<width$}   ");
+            }
+            text += line.trim_end();
+            text.push('\n');
+        }
+        text
+    }
 }
 
 /// `duration.HumanDuration` of apimachinery: `5s`, `3m20s`, `26h`, `3d4h`, `400d`.
@@ -87,5 +103,9 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["NAME".into(), "READY".into()], vec!["a-long-name".into(), "1/1".into()]];
         assert_eq!(columns(&rows), "NAME          READY\na-long-name   1/1\n");
+        let mut table = Columns::default();
+        let row = |cell: &str| [vec![cell.to_string(), "x".into()]];
+        assert_eq!(table.lines(&row("long")), "long   x\n");
+        assert_eq!(table.lines(&row("a")), "a      x\n");
     }
 }

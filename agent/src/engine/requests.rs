@@ -168,6 +168,10 @@ impl Engine {
             pod.metadata.uid = Some(sources::fresh_uid());
         }
         pod.metadata.creation_timestamp = Some(Time(self.board.now().wall));
+        // Whatever was written: it runs here.
+        if let Some(spec) = &mut pod.spec {
+            spec.node_name = Some(self.board.settings().node_name.clone());
+        }
         let record = PodRecord { pod, source: source.clone(), deletion_grace_seconds: None };
         let uid = self.insert(record).await?;
         if let (Some(old), Some(entry)) = (existing.clone(), self.pods.get_mut(&uid)) {
