@@ -15,6 +15,7 @@ use coracle_runtime::image::{ImageConfig, RegistryConfig};
 use coracle_runtime::layout::Layout;
 use coracle_runtime::net::NetworkConfig;
 use coracle_store::Store;
+use nix::sys::signal::{SigSet, Signal};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +31,10 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Runs the agent until SIGTERM or SIGINT. Pods run on after it.
 pub(crate) fn main(root: &Path, config: Option<&Path>) -> Result<()> {
     coracle_runtime::keep_heap_small();
+    // A lease on a manifest that breaks tells with SIGIO, which would end the process. Helpers start with none blocked.
+    let mut lease_breaks = SigSet::empty();
+    lease_breaks.add(Signal::SIGIO);
+    lease_breaks.thread_block().context("block SIGIO")?;
     logging::start();
     let config = Config::load(config)?;
     let (layout, _lock) = take(root)?;
