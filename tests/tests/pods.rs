@@ -224,6 +224,27 @@ fn limits_hold_and_an_oom_kill_is_told() {
     );
 }
 
+/// Usage of pods wherever there are cgroups; pressure of the machine where the kernel accounts for it, of pods on v2.
+#[test]
+fn usage_and_pressure_are_told() {
+    let board = Board::start("").expect("a board");
+    board.apply(&pod("busy", "echo up; while :; do :; done", "")).expect("applied");
+    board.wait("busy", "running", running).expect("runs");
+    let summary = board.get("/stats/summary").expect("a summary");
+    let busy = &summary["pods"][0];
+    assert_eq!(busy["podRef"]["name"], "busy", "{summary}");
+    for (resource, figure) in [("cpu", "usageCoreNanoSeconds"), ("memory", "workingSetBytes")] {
+        assert!(busy[resource][figure].as_u64().is_some_and(|n| n > 0), "{resource}: {summary}");
+    }
+    let told = |of: &serde_json::Value| {
+        of["memory"]["psi"]["some"]["total"].is_u64() && of["io"]["psi"]["full"]["avg300"].is_f64()
+    };
+    let kept = std::path::Path::new("/proc/pressure/memory").exists();
+    assert_eq!(told(&summary["node"]), kept, "{summary}");
+    let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    assert_eq!(told(busy), kept && v2, "{summary}");
+}
+
 #[test]
 fn security_settings_are_what_the_container_gets() {
     let board = Board::start("").expect("a board");
