@@ -45,10 +45,10 @@ fn a_kernel_without_a_module_is_named_and_a_second_agent_is_refused() {
     machine.sh("coracle doctor").expect("fit so far");
     machine.sh("systemctl stop coracle && coracle teardown").expect("torn down");
     for (module, check) in [("overlay", "overlayfs"), ("nf_tables", "network"), ("bridge", "network")] {
-        // The bridge and its like may be in use by each other: removed with what uses them.
         machine
             .sh(&format!(
-                "f=$(modinfo -n {module}) && mv $f /root/ && modprobe -r nft_masq nft_nat nft_chain_nat nft_ct {module} 2>/dev/null; ! grep -qw ^{module} /proc/modules"
+                "unload() {{ local m; for m in $(ls /sys/module/$1/holders 2>/dev/null); do unload $m; done; [ ! -e /sys/module/$1 ] || rmmod $1; }}; \
+                 f=$(modinfo -n {module}) && mv $f /root/ && unload {module}"
             ))
             .expect("removed");
         assert_refused(&mut machine, check, &[module]);
@@ -110,7 +110,9 @@ sync"#;
 fn pods_wait_for_no_network_and_no_time() {
     let kit = Kit::new().expect("packages and a machine");
     let mut machine = kit.installed().expect("a machine");
-    machine.sh("systemctl list-dependencies --after coracle.service | grep -e network -e time-s && exit 1 || true").expect("after neither");
+    machine
+        .sh("systemctl show -P After coracle | grep -e network -e time-s && exit 1 || true")
+        .expect("after neither");
     machine.sh(&format!("coracle apply -f - <<'YAML'\n{}\nYAML", counter("p"))).expect("applied");
     wait_running(&mut machine, &["p"]).expect("runs");
     // Back to 1970, then far ahead: nothing restarts, nothing expires.

@@ -42,7 +42,7 @@ fn stop_restart_crash_and_hang_of_the_agent_leave_every_pod_running() {
         assert_eq!(after, before, "{what}");
     }
     let outside = machine
-        .sh("systemctl show -P ControlGroup coracle; ls /sys/fs/cgroup/coracle.slice/shims | wc -l; cat /sys/fs/cgroup/coracle.slice/coracle.service/cgroup.procs | wc -l")
+        .sh("systemctl show -P ControlGroup coracle; find /sys/fs/cgroup/coracle.slice/shims -mindepth 1 -type d | wc -l; cat /sys/fs/cgroup/coracle.slice/coracle.service/cgroup.procs | wc -l")
         .expect("counted");
     assert_eq!(outside.split_whitespace().collect::<Vec<_>>(), ["/coracle.slice/coracle.service", "2", "1"]);
     // Structured: the pod is a field, not prose.
