@@ -5,5 +5,7 @@
 
 pub mod field;
 pub mod manifest;
+pub mod names;
 pub mod quantity;
+pub mod selector;
 pub mod status;
