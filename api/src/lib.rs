@@ -7,6 +7,7 @@ pub mod decode;
 pub mod field;
 pub mod manifest;
 pub mod names;
+pub mod patch;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
