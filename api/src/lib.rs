@@ -8,6 +8,7 @@ pub mod field;
 pub mod manifest;
 pub mod names;
 pub mod patch;
+pub mod protobuf;
 pub mod quantity;
 pub mod schema;
 pub mod selector;

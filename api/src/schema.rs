@@ -155,8 +155,9 @@ struct Schema {
     kinds: BTreeMap<&'static str, Form>,
 }
 
-/// The form of a kind's objects, if it is known. `api_version` is `v1`, `apps/v1`, ….
+/// The form of a kind's objects, if it is known. `api_version` is `v1`, `apps/v1`, …. `DeleteOptions` is known in each.
 pub fn kind(api_version: &str, kind: &str) -> Option<&'static Form> {
+    let api_version = if kind == "DeleteOptions" { "v1" } else { api_version };
     schema().kinds.get(format!("{api_version}/{kind}").as_str())
 }
 
