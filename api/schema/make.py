@@ -12,12 +12,13 @@ They must agree on the fields of every type; where they do not, this stops.
 The form, one line a type and below it one line a field, in the order of the Go struct:
 
     TYPE [=APIVERSION/KIND]… [atomic]
-     NAME NUMBER FORM [!] [o] [merge[:KEY]] [retain] [list:map:KEY,… | list:set | list:atomic] [map:atomic]
+     NAME NUMBER FORM [!] [o] [z] [merge[:KEY]] [retain] [list:map:KEY,… | list:set | list:atomic] [map:atomic]
         [default:TEXT]
 
 TYPE leaves out `io.k8s.api.` and `io.k8s.apimachinery.pkg.apis.`. NUMBER is protobuf's, `2.3` for the third field of
 the second, which JSON has inline, `-` for what protobuf does not have. FORM is a scalar or a TYPE, with `*` before it
-for a pointer (whose zero counts as set), `[]` for a list, `{}` for a map from strings. `!` is required, `o` omitempty.
+for a pointer (whose zero counts as set), `[]` for a list, `{}` for a map from strings. `!` is required, `o` omitempty,
+`z` omitzero.
 """
 
 import json
@@ -78,7 +79,7 @@ def fields(go, uses, inline=""):
         if not name:
             yield from fields(field["type"], uses, "-" if number == "-" else number + ".")
             continue
-        flags = ["o"] if "omitempty" in options else []
+        flags = ["o"] * ("omitempty" in options) + ["z"] * ("omitzero" in options)
         for strategy in filter(None, field["tags"].get("patchStrategy", "").split(",")):
             key = field["tags"].get("patchMergeKey")
             flags.append({"merge": "merge:" + key if key else "merge", "retainKeys": "retain",

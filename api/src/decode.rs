@@ -1,10 +1,10 @@
 //! Bodies become objects: JSON and YAML are read, checked against the schema, and made canonical.
 //!
-//! Canonical is what a Go API server stores of it: unknown fields are dropped (and reported, for `fieldValidation`),
-//! nulls and empty `omitempty` values are left out. Errors are worded as Go's decoders word them, since users know
+//! Canonical is what a Go API server makes of it: unknown fields are dropped (and reported, for `fieldValidation`),
+//! nulls and empty `omitempty` values are left out, and what Go always writes is there (`status: {}`). Errors are worded as Go's decoders word them, since users know
 //! them so. A kind that the schema does not know passes as it is.
 //!
-//! Bounds: [`BODY_BYTES_MAX`], [`DEPTH_MAX`], [`STRICT_ERRORS_MAX`].
+//! Bounds: [`BODY_BYTES_MAX`], [`VALUES_MAX`], [`DEPTH_MAX`], [`STRICT_ERRORS_MAX`].
 
 mod json;
 mod walk;
@@ -17,6 +17,8 @@ pub use walk::TypeError;
 
 /// Bytes of a body, as upstream's `MaxRequestBodyBytes`.
 pub const BODY_BYTES_MAX: usize = 3 << 20;
+/// Values of one body: an empty object is two bytes here and hundreds in memory, once it is canonical.
+pub const VALUES_MAX: usize = 100_000;
 /// Objects and lists in each other.
 pub const DEPTH_MAX: usize = 100;
 /// Unknown and duplicate fields that are reported, as upstream.
@@ -28,6 +30,9 @@ pub enum SyntaxError {
     /// More than [`BODY_BYTES_MAX`].
     #[error("limit is {BODY_BYTES_MAX}")]
     TooLarge,
+    /// More than [`VALUES_MAX`].
+    #[error("the body holds more than {VALUES_MAX} values")]
+    TooMany,
     /// Deeper than [`DEPTH_MAX`].
     #[error("exceeded max depth")]
     TooDeep,
@@ -110,7 +115,18 @@ pub fn yaml(body: &[u8]) -> Result<Document, SyntaxError> {
     if depth(&value) > DEPTH_MAX {
         return Err(SyntaxError::TooDeep);
     }
+    if count(&value) > VALUES_MAX {
+        return Err(SyntaxError::TooMany);
+    }
     Ok(Document { value, duplicates: Vec::new() })
+}
+
+fn count(value: &Value) -> usize {
+    match value {
+        Value::Object(map) => 1 + map.values().map(count).sum::<usize>(),
+        Value::Array(list) => 1 + list.iter().map(count).sum::<usize>(),
+        _ => 1,
+    }
 }
 
 /// Checks a value against a form, and makes it canonical. Idempotent.

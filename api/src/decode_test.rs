@@ -32,6 +32,7 @@ fn json_is_read_with_its_duplicates() {
     check("{\"a\":1 \"b\"}", Err("invalid character '\"' after object key:value pair"));
     check(&"[".repeat(200_000), Err("exceeded max depth"));
     check(&" ".repeat(BODY_BYTES_MAX + 1), Err("limit is 3145728"));
+    check(&format!("[{}0]", "0,".repeat(VALUES_MAX)), Err("the body holds more than 100000 values"));
 }
 
 #[test]
@@ -60,13 +61,35 @@ fn objects_become_canonical() {
         json!({"kind": "Pod", "metadata": {"name": "a"}, "status": {},
             "spec": {"containers": [], "priority": 0, "automountServiceAccountToken": false}}),
     );
+    // As an upstream server answers.
+    check(
+        "batch/v1",
+        "CronJob",
+        json!({"spec": {"schedule": "x", "jobTemplate": {"spec": {"template": {"spec": {"containers": [{"name": "c"}]}}}}}}),
+        json!({"metadata": {}, "spec": {"schedule": "x", "jobTemplate": {"metadata": {}, "spec": {"template": {"metadata": {},
+            "spec": {"containers": [{"name": "c", "resources": {}}]}}}}}, "status": {}}),
+    );
+    check(
+        "autoscaling/v2",
+        "HorizontalPodAutoscaler",
+        json!({"spec": {"maxReplicas": 5, "scaleTargetRef": {"kind": "Deployment", "name": "d"}}}),
+        json!({"metadata": {}, "spec": {"maxReplicas": 5, "scaleTargetRef": {"kind": "Deployment", "name": "d"}},
+            "status": {"currentMetrics": null, "desiredReplicas": 0}}),
+    );
+    check(
+        "v1",
+        "Pod",
+        json!({"spec": {"containers": null}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+        json!({"metadata": {}, "spec": {"containers": null}, "status": {"conditions": [
+            {"type": "Ready", "status": "True", "lastProbeTime": null, "lastTransitionTime": null}]}}),
+    );
     check(
         "v1",
         "ResourceQuota",
         json!({"spec": {"hard": {"cpu": 2, "memory": "1024Mi", "pods": "0.5"}}}),
-        json!({"spec": {"hard": {"cpu": "2", "memory": "1Gi", "pods": "500m"}}}),
+        json!({"metadata": {}, "spec": {"hard": {"cpu": "2", "memory": "1Gi", "pods": "500m"}}, "status": {}}),
     );
-    check("v1", "ConfigMap", json!({"data": {"a": null}}), json!({"data": {"a": ""}}));
+    check("v1", "ConfigMap", json!({"data": {"a": null}}), json!({"metadata": {}, "data": {"a": ""}}));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Pure: no IO, no clock. Types are the Kubernetes API's own (`k8s-openapi`); objects of any kind are JSON values,
 //! and what is known of their fields comes from `schema`.
 
+pub mod apply;
 pub mod decode;
 pub mod field;
 pub mod manifest;

@@ -6,7 +6,7 @@
 //! The JSON patch is our own code: a `copy` can double an object with each operation, and what is copied must be
 //! counted while it is ([`COPY_BYTES_MAX`]); upstream's reading of negative indices comes with it.
 //!
-//! Bounds: [`OPERATIONS_MAX`], [`COPY_BYTES_MAX`], `decode::DEPTH_MAX`.
+//! Bounds: [`OPERATIONS_MAX`], [`COPY_BYTES_MAX`], [`SHIFTS_MAX`], `decode::DEPTH_MAX`; no list is searched in a loop.
 
 mod operations;
 mod strategic;
@@ -20,6 +20,9 @@ use crate::status::StatusError;
 pub const OPERATIONS_MAX: usize = 10_000;
 /// Bytes that all `copy` operations of a JSON patch add together, as upstream.
 pub const COPY_BYTES_MAX: usize = 3 << 20;
+
+/// Items that a JSON patch may shift in lists, all operations together: some tens of milliseconds.
+pub const SHIFTS_MAX: usize = 20_000_000;
 
 /// The kinds of patch, by `Content-Type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

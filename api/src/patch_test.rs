@@ -239,6 +239,19 @@ fn strategic_patches_that_are_none() {
     );
 }
 
+/// Lists as long as a body may hold cost no more than a body may.
+#[test]
+fn long_lists() {
+    let containers: Vec<_> = (0..50_000).map(|n| json!({"name": n.to_string()})).collect();
+    let order: Vec<_> = containers.iter().rev().cloned().collect();
+    let target = json!({"spec": {"containers": containers}});
+    let patch = json!({"spec": {"containers": order, "$setElementOrder/containers": order}});
+    let found = patched("v1/Pod", target.clone(), patch).expect("patched");
+    assert_eq!(found["spec"]["containers"][0]["name"], "49999");
+    let first = json!({"op": "remove", "path": "/spec/containers/0"});
+    assert!(json(target, &Value::Array(vec![first; OPERATIONS_MAX])).is_err(), "shifts");
+}
+
 /// Any patch gives an object of bounded depth or is refused; merging the same patch again and
 /// again changes nothing, when it has no directives.
 #[test]

@@ -4,7 +4,7 @@
 //! message by the numbers in the schema, so it knows every kind that the schema knows, and makes the result canonical
 //! as `decode` does. Answers are JSON: nothing is encoded here.
 //!
-//! Bounds: `decode::BODY_BYTES_MAX`, `decode::DEPTH_MAX`, [`VALUES_MAX`].
+//! Bounds: `decode::BODY_BYTES_MAX`, `decode::DEPTH_MAX`, `decode::VALUES_MAX`.
 
 mod wire;
 
@@ -13,14 +13,12 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use crate::decode::{self, BODY_BYTES_MAX, DEPTH_MAX, SyntaxError, TypeError};
+use crate::decode::{self, BODY_BYTES_MAX, DEPTH_MAX, SyntaxError, TypeError, VALUES_MAX};
 use crate::schema::{self, Field, Form, Scalar};
 use wire::{Fields, Payload};
 
 /// What a body begins with.
 pub const MAGIC: &[u8] = b"k8s\0";
-/// Values of one body: a repeated empty message costs two bytes here and many more in memory.
-pub const VALUES_MAX: usize = 200_000;
 
 /// A body that is no object.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -44,11 +44,12 @@ fn what_kubectl_posts_is_what_it_prints() {
 #[test]
 fn forms_that_kubectl_does_not_post() {
     let check = |version: &str, kind: &str, raw: Vec<u8>, expected: Value| {
-        let mut found = decode(&body(version, kind, &raw)).expect("it decodes");
-        let object = found.as_object_mut().expect("an object");
-        object.remove("kind");
-        object.remove("apiVersion");
-        assert_eq!(found, expected, "{kind}");
+        let mut expected = expected;
+        expected["apiVersion"] = version.into();
+        expected["kind"] = kind.into();
+        let form = schema::kind(version, kind).expect("a known kind");
+        let expected = decode::object(form, expected).expect("it fits").value;
+        assert_eq!(decode(&body(version, kind, &raw)), Ok(expected), "{kind}");
     };
     // MicroTime: seconds 1, nanoseconds 2000.
     let spec = field(4, &[0x08, 1, 0x10, 0xd0, 0x0f]);
@@ -127,13 +128,16 @@ fn bodies_that_are_refused() {
     );
     check(body("apps/v1", "ControllerRevision", &field(2, &field(1, b"{"))), "unexpected end of JSON input");
     let empty: Vec<u8> = std::iter::repeat_n(field(2, &[]), VALUES_MAX + 1).flatten().collect();
-    check(body("v1", "PodList", &empty), "more than 200000 values");
+    check(body("v1", "PodList", &empty), "more than 100000 values");
     let mut unknown = body("v1", "Pod", &[]);
     unknown.extend(field(4, b"text/xml"));
     check(unknown, "content type text/xml");
     let mut json = body("v1", "ConfigMap", br#"{"data":{"a":"b"}}"#);
     json.extend(field(4, b"application/json"));
-    assert_eq!(decode(&json), Ok(json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": "b"}})));
+    assert_eq!(
+        decode(&json),
+        Ok(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": {"a": "b"}}))
+    );
 }
 
 /// Damaged bodies are decoded or refused, never more; what is decoded is canonical.
@@ -146,7 +150,7 @@ fn hostile_bodies() {
     };
     let bodies: Vec<_> = requests().map(|(body, _)| body).collect();
     let mut decoded = 0;
-    for _ in 0..40_000 {
+    for _ in 0..10_000 {
         let mut body = bodies[random(bodies.len())].clone();
         for _ in 0..=random(4) {
             let at = random(body.len());
@@ -167,5 +171,5 @@ fn hostile_bodies() {
             assert_eq!(again.value, value);
         }
     }
-    assert!(decoded > 1000, "not everything is refused: {decoded}");
+    assert!(decoded > 300, "not everything is refused: {decoded}");
 }

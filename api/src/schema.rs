@@ -93,6 +93,8 @@ pub struct Field {
     pub required: bool,
     /// Whether Go leaves the empty value out of JSON.
     pub omit_empty: bool,
+    /// Whether Go leaves a struct of zeros out of JSON.
+    pub omit_zero: bool,
     /// Of the key of an associative list.
     pub default: Option<&'static str>,
 }
@@ -241,6 +243,7 @@ fn field(line: &'static str, index: &Index) -> Field {
         pointer: form.starts_with('*'),
         required: has("!"),
         omit_empty: has("o"),
+        omit_zero: has("z"),
         default: said("default:"),
     }
 }

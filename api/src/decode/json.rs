@@ -1,24 +1,25 @@
 //! JSON with its duplicate keys seen, and with errors worded as Go's `encoding/json` words them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::{Map, Number, Value};
 
-use super::{BODY_BYTES_MAX, DEPTH_MAX, Document, STRICT_ERRORS_MAX, SyntaxError};
+use super::{BODY_BYTES_MAX, DEPTH_MAX, Document, STRICT_ERRORS_MAX, SyntaxError, VALUES_MAX};
 
-/// Marks our own error in serde's.
+/// Marks our own errors in serde's.
 const TOO_DEEP: &str = "exceeded max depth";
+const TOO_MANY: &str = "too many values";
 
 pub(super) fn read(body: &[u8]) -> Result<Document, SyntaxError> {
     if body.len() > BODY_BYTES_MAX {
         return Err(SyntaxError::TooLarge);
     }
-    let duplicates = RefCell::new(Vec::new());
+    let (duplicates, count) = (RefCell::new(Vec::new()), Cell::new(0));
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let node = Node { path: String::new(), depth: 0, duplicates: &duplicates };
+    let node = Node { path: String::new(), depth: 0, duplicates: &duplicates, count: &count };
     let value = node
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
@@ -28,6 +29,9 @@ pub(super) fn read(body: &[u8]) -> Result<Document, SyntaxError> {
 
 fn worded(body: &[u8], error: &serde_json::Error) -> SyntaxError {
     let text = error.to_string();
+    if text.starts_with(TOO_MANY) {
+        return SyntaxError::TooMany;
+    }
     match error.classify() {
         Category::Eof => SyntaxError::End,
         _ if text.starts_with(TOO_DEEP) || text.starts_with("recursion limit") => SyntaxError::TooDeep,
@@ -71,6 +75,7 @@ struct Node<'a> {
     path: String,
     depth: usize,
     duplicates: &'a RefCell<Vec<String>>,
+    count: &'a Cell<usize>,
 }
 
 impl Node<'_> {
@@ -78,7 +83,11 @@ impl Node<'_> {
         if self.depth >= DEPTH_MAX {
             return Err(E::custom(TOO_DEEP));
         }
-        Ok(Node { path, depth: self.depth + 1, duplicates: self.duplicates })
+        self.count.set(self.count.get() + 1);
+        if self.count.get() > VALUES_MAX {
+            return Err(E::custom(TOO_MANY));
+        }
+        Ok(Node { path, depth: self.depth + 1, duplicates: self.duplicates, count: self.count })
     }
 }
 

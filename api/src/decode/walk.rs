@@ -94,6 +94,7 @@ impl Walk {
                 out.insert(name, value);
             }
         }
+        fill(form, &mut out);
         self.within = outer;
         Ok(Value::Object(out))
     }
@@ -200,32 +201,56 @@ fn go_type(form: &Form) -> String {
     }
 }
 
-/// Whether Go would leave the field out of JSON.
+/// Whether Go would leave the field out of JSON. Null counts as not there: [`fill`] says what Go has instead.
 fn left_out(field: &Field, value: &Value) -> bool {
-    if value.is_null() {
-        return true;
-    }
-    if !field.omit_empty || field.pointer {
-        return false;
-    }
     match value {
         Value::Null => true,
+        _ if !field.omit_empty || field.pointer => false,
         Value::Bool(set) => !set,
+        // An IntOrString, a quantity or a time is a struct to Go, and never empty to it.
         Value::Number(number) => {
-            number.as_f64() == Some(0.0)
-                && matches!(field.form, Form::Scalar(Scalar::Int32 | Scalar::Int64 | Scalar::Double))
+            number.as_f64() == Some(0.0) && !matches!(field.form, Form::Scalar(Scalar::IntOrString))
         }
-        // A quantity or a time is a struct to Go, and never empty to it.
         Value::String(text) => text.is_empty(),
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.is_empty() && matches!(field.form, Form::Map { .. }),
     }
 }
 
+/// Adds what Go writes for fields that are not there: structs always, unless they are `omitzero`; the zeros of all
+/// others that are not `omitempty`.
+fn fill(form: &Form, out: &mut Map<String, Value>) {
+    for field in form.object().into_iter().flat_map(|of| &of.fields) {
+        if out.contains_key(field.name) || field.omit_zero {
+            continue;
+        }
+        let zero = match &field.form {
+            _ if field.pointer && field.omit_empty => continue,
+            _ if field.pointer => Value::Null,
+            Form::Object { .. } => {
+                let mut object = Map::new();
+                fill(&field.form, &mut object);
+                Value::Object(object)
+            }
+            Form::Scalar(Scalar::Time | Scalar::MicroTime | Scalar::Raw | Scalar::Fields) => Value::Null,
+            Form::Scalar(Scalar::Quantity | Scalar::IntOrString) => zero(&field.form),
+            _ if field.omit_empty => continue,
+            Form::Scalar(Scalar::Bytes) | Form::Map { .. } | Form::List { .. } => Value::Null,
+            Form::Scalar(_) => zero(&field.form),
+        };
+        out.insert(field.name.to_owned(), zero);
+    }
+}
+
 /// What stands for null where Go holds values.
 fn zero(form: &Form) -> Value {
     match form {
-        Form::Object { .. } | Form::Map { .. } => Value::Object(Map::new()),
+        Form::Object { .. } => {
+            let mut object = Map::new();
+            fill(form, &mut object);
+            Value::Object(object)
+        }
+        Form::Map { .. } => Value::Object(Map::new()),
         Form::List { .. } => Value::Array(Vec::new()),
         Form::Scalar(scalar) => match scalar {
             Scalar::String | Scalar::Bytes => "".into(),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{COPY_BYTES_MAX, OPERATIONS_MAX, PatchError};
+use super::{COPY_BYTES_MAX, OPERATIONS_MAX, PatchError, SHIFTS_MAX};
 use crate::decode::{DEPTH_MAX, depth};
 
 /// A pointer's steps, unescaped.
@@ -20,6 +20,22 @@ enum Operation {
 /// Why an operation cannot be done.
 type Why = &'static str;
 
+/// What a patch has cost so far.
+#[derive(Default)]
+struct Spent {
+    /// Bytes.
+    copied: usize,
+    /// Items of lists.
+    shifted: usize,
+}
+
+impl Spent {
+    fn shift(&mut self, items: usize) -> Result<(), Why> {
+        self.shifted = self.shifted.saturating_add(items);
+        if self.shifted > SHIFTS_MAX { Err("the operations shift too many items") } else { Ok(()) }
+    }
+}
+
 const MISSING: Why = "unable to find that path";
 const INDEX: Why = "unable to access invalid index";
 const WHOLE: Why = "the whole document cannot be removed";
@@ -31,11 +47,11 @@ pub(super) fn apply(mut target: Value, patch: &Value) -> Result<Value, PatchErro
     if list.len() > OPERATIONS_MAX {
         return Err(PatchError::TooManyOperations(list.len()));
     }
-    let mut copied = 0;
+    let mut spent = Spent::default();
     for entry in list {
         let (operation, name) = read(entry)?;
         let path = entry["path"].as_str().unwrap_or_default();
-        perform(&mut target, operation, &mut copied).map_err(|why| PatchError::Operation {
+        perform(&mut target, operation, &mut spent).map_err(|why| PatchError::Operation {
             operation: name,
             path: path.to_owned(),
             why,
@@ -78,10 +94,10 @@ fn steps(text: &str) -> Option<Pointer> {
     text.strip_prefix('/').map(|rest| rest.split('/').map(unescape).collect())
 }
 
-fn perform(target: &mut Value, operation: Operation, copied: &mut usize) -> Result<(), Why> {
+fn perform(target: &mut Value, operation: Operation, spent: &mut Spent) -> Result<(), Why> {
     match operation {
-        Operation::Add(path, value) => add(target, &path, value),
-        Operation::Remove(path) => remove(target, &path).map(|_| ()),
+        Operation::Add(path, value) => add(target, &path, value, spent),
+        Operation::Remove(path) => remove(target, &path, spent).map(|_| ()),
         Operation::Replace(path, value) => {
             bounded(&path, &value)?;
             *find(target, &path).ok_or(MISSING)? = value;
@@ -90,21 +106,21 @@ fn perform(target: &mut Value, operation: Operation, copied: &mut usize) -> Resu
         Operation::Move(from, path) if from == path => find(target, &from).map(|_| ()).ok_or(MISSING),
         Operation::Move(from, path) if path.starts_with(&from) => Err("a value cannot move into itself"),
         Operation::Move(from, path) => {
-            let value = remove(target, &from)?;
-            add(target, &path, value)
+            let value = remove(target, &from, spent)?;
+            add(target, &path, value, spent)
         }
         Operation::Copy(from, path) => {
             let value = find(target, &from).ok_or(MISSING)?.clone();
-            *copied = copied.saturating_add(value.to_string().len());
-            if *copied > COPY_BYTES_MAX {
+            spent.copied = spent.copied.saturating_add(value.to_string().len());
+            if spent.copied > COPY_BYTES_MAX {
                 return Err("the operations copy too much");
             }
-            add(target, &path, value)
+            add(target, &path, value, spent)
         }
         // What is not there is null to a test, as upstream has it.
         Operation::Test(path, value) => {
-            let found = find(target, &path).map_or(Value::Null, |found| found.clone());
-            if same(&found, &value) { Ok(()) } else { Err("testing value failed") }
+            let same = find(target, &path).map_or(value.is_null(), |found| same(found, &value));
+            if same { Ok(()) } else { Err("testing value failed") }
         }
     }
 }
@@ -150,7 +166,7 @@ fn find<'a>(target: &'a mut Value, path: &[String]) -> Option<&'a mut Value> {
     })
 }
 
-fn add(target: &mut Value, path: &[String], value: Value) -> Result<(), Why> {
+fn add(target: &mut Value, path: &[String], value: Value, spent: &mut Spent) -> Result<(), Why> {
     bounded(path, &value)?;
     let Some((last, parent)) = path.split_last() else {
         *target = value;
@@ -163,6 +179,7 @@ fn add(target: &mut Value, path: &[String], value: Value) -> Result<(), Why> {
         Value::Array(list) if last == "-" => list.push(value),
         Value::Array(list) => {
             let at = index(last, list.len() + 1).ok_or(INDEX)?;
+            spent.shift(list.len() - at)?;
             list.insert(at, value);
         }
         _ => return Err(MISSING),
@@ -170,11 +187,15 @@ fn add(target: &mut Value, path: &[String], value: Value) -> Result<(), Why> {
     Ok(())
 }
 
-fn remove(target: &mut Value, path: &[String]) -> Result<Value, Why> {
+fn remove(target: &mut Value, path: &[String], spent: &mut Spent) -> Result<Value, Why> {
     let (last, parent) = path.split_last().ok_or(WHOLE)?;
     match find(target, parent).ok_or(MISSING)? {
         Value::Object(map) => map.remove(last).ok_or(MISSING),
-        Value::Array(list) => index(last, list.len()).map(|at| list.remove(at)).ok_or(INDEX),
+        Value::Array(list) => {
+            let at = index(last, list.len()).ok_or(INDEX)?;
+            spent.shift(list.len() - at)?;
+            Ok(list.remove(at))
+        }
         _ => Err(MISSING),
     }
 }

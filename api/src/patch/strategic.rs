@@ -3,6 +3,8 @@
 //! Follows `k8s.io/apimachinery/pkg/util/strategicpatch` as the API server uses it. Directives of a patch:
 //! `$patch: replace|delete` in a map or an item, `$retainKeys`, `$setElementOrder/LIST`, `$deleteFromPrimitiveList/LIST`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Map, Value};
 
 use super::PatchError;
@@ -47,7 +49,8 @@ fn merge_map(form: Option<&Form>, mut target: Object, mut patch: Object) -> Resu
         if let Some(name) = key.strip_prefix(DELETE_SCALARS) {
             let Value::Array(gone) = &value else { return Err(PatchError::Format("primitive list")) };
             if let Some(Value::Array(list)) = target.get_mut(name) {
-                list.retain(|item| !gone.contains(item));
+                let gone: BTreeSet<_> = gone.iter().map(ToString::to_string).collect();
+                list.retain(|item| !gone.contains(&item.to_string()));
             }
             continue;
         }
@@ -70,11 +73,12 @@ fn merge_map(form: Option<&Form>, mut target: Object, mut patch: Object) -> Resu
 fn retain(target: &mut Object, patch: &mut Object) -> Result<(), PatchError> {
     let Some(keys) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let Value::Array(keys) = keys else { return Err(PatchError::Format("retainKeys")) };
-    let kept = |key: &String| keys.iter().any(|kept| kept.as_str() == Some(key));
-    if patch.iter().any(|(key, value)| !key.starts_with('$') && !value.is_null() && !kept(key)) {
+    let kept: BTreeSet<_> = keys.iter().filter_map(Value::as_str).collect();
+    let foreign = |key: &str| !key.starts_with('$') && !kept.contains(key);
+    if patch.iter().any(|(key, value)| foreign(key) && !value.is_null()) {
         return Err(PatchError::Format("retainKeys"));
     }
-    target.retain(|key, _| kept(key));
+    target.retain(|key, _| kept.contains(key.as_str()));
     Ok(())
 }
 
@@ -112,13 +116,8 @@ fn merge_list(form: Option<&Form>, old: Vec<Value>, new: Vec<Value>) -> Result<V
     let merged = match identity {
         Merge::Replace => return Ok(new.into_iter().map(undirected).collect()),
         Merge::Scalars => {
-            let mut merged: Vec<Value> = Vec::with_capacity(old.len() + new.len());
-            for item in old.into_iter().chain(new) {
-                if !merged.contains(&item) {
-                    merged.push(item);
-                }
-            }
-            merged
+            let mut seen = BTreeSet::new();
+            old.into_iter().chain(new).filter(|item| seen.insert(item.to_string())).collect()
         }
         Merge::Key(key) => match merge_items(form, key, old, new)? {
             Merged::Replaced(list) => return Ok(list),
@@ -140,15 +139,15 @@ fn merge_items(
     mut old: Vec<Value>,
     new: Vec<Value>,
 ) -> Result<Merged, PatchError> {
-    let (mut replace, mut items) = (false, Vec::with_capacity(new.len()));
+    let (mut replace, mut items, mut gone) = (false, Vec::with_capacity(new.len()), BTreeSet::new());
     for item in new {
         let Value::Object(item) = item else { return Err(PatchError::NoMergeKey(item, key)) };
         match item.get(PATCH).map(|directive| directive.as_str()) {
             None => items.push(item),
             Some(Some("replace")) => replace = true,
             Some(Some("delete")) => {
-                let Some(gone) = item.get(key) else { return Err(PatchError::NoMergeKey(item.into(), key)) };
-                old.retain(|item| item.get(key) != Some(gone));
+                let Some(id) = item.get(key) else { return Err(PatchError::NoMergeKey(item.into(), key)) };
+                gone.insert(id.to_string());
             }
             Some(_) => return Err(PatchError::Directive(item[PATCH].clone(), item.into())),
         }
@@ -156,10 +155,16 @@ fn merge_items(
     if replace {
         return Ok(Merged::Replaced(items.into_iter().map(|item| undirected(item.into())).collect()));
     }
+    let id = |item: &Value| item.get(key).map(ToString::to_string);
+    old.retain(|item| id(item).is_none_or(|id| !gone.contains(&id)));
+    let mut places = places(&old, Merge::Key(key));
     let below = form.and_then(Form::item);
     for item in items {
-        let Some(id) = item.get(key) else { return Err(PatchError::NoMergeKey(item.into(), key)) };
-        match old.iter_mut().find(|old| old.get(key) == Some(id)) {
+        let Some(id) = item.get(key).map(ToString::to_string) else {
+            return Err(PatchError::NoMergeKey(item.into(), key));
+        };
+        let at = *places.entry(id).or_insert(old.len());
+        match old.get_mut(at) {
             Some(Value::Object(old)) => *old = merge_map(below, std::mem::take(old), item)?,
             _ => old.push(undirected(item.into())),
         }
@@ -205,23 +210,25 @@ fn merge_ordered(
     Ok(())
 }
 
-/// Whether two items are the same one.
-fn same(a: &Value, b: &Value, identity: Merge) -> bool {
+/// What tells an item from the others of its list.
+fn id(item: &Value, identity: Merge) -> Option<String> {
     match identity {
-        Merge::Key(key) => a.get(key).is_some() && a.get(key) == b.get(key),
-        Merge::Scalars | Merge::Replace => a == b,
+        Merge::Key(key) => item.get(key).map(ToString::to_string),
+        Merge::Scalars | Merge::Replace => Some(item.to_string()),
     }
 }
 
-fn position(list: &[Value], item: &Value, identity: Merge) -> Option<usize> {
-    list.iter().position(|other| same(other, item, identity))
+/// Where each item stands first. Lists are as long as a body may be, so nothing searches them in a loop.
+fn places(list: &[Value], identity: Merge) -> BTreeMap<String, usize> {
+    list.iter().enumerate().rev().filter_map(|(at, item)| Some((id(item, identity)?, at))).collect()
 }
 
 /// The patch's items must stand in its order as they stand in the list; deleted ones need not.
 fn agrees(new: &[Value], order: &[Value], name: &str, identity: Merge) -> Result<(), PatchError> {
     let mut last = 0;
     for item in new.iter().filter(|item| item.get(PATCH).is_none()) {
-        match position(&order[last..], item, identity) {
+        let wanted = id(item, identity);
+        match order[last..].iter().position(|other| wanted.is_some() && id(other, identity) == wanted) {
             Some(at) => last += at,
             None => {
                 let (new, order) = (Value::Array(new.to_vec()), Value::Array(order.to_vec()));
@@ -235,11 +242,13 @@ fn agrees(new: &[Value], order: &[Value], name: &str, identity: Merge) -> Result
 /// Items that `order` names come in its order, the others in the server's; where both are known to the server, its
 /// order says which goes first.
 fn arrange(merged: Vec<Value>, order: &[Value], server: &[Value], identity: Merge) -> Vec<Value> {
+    let (order, server) = (places(order, identity), places(server, identity));
     let (mut named, mut others) = (Vec::new(), Vec::new());
     for item in merged {
-        let known = position(server, &item, identity);
-        match position(order, &item, identity) {
-            Some(at) => named.push((at, known, item)),
+        let id = id(&item, identity);
+        let known = id.as_ref().and_then(|id| server.get(id).copied());
+        match id.as_ref().and_then(|id| order.get(id)) {
+            Some(at) => named.push((*at, known, item)),
             None => others.push((known, item)),
         }
     }
