@@ -4,6 +4,7 @@
 //! and what is known of their fields comes from `schema`.
 
 pub mod apply;
+pub mod body;
 pub mod decode;
 pub mod field;
 pub mod manifest;
