@@ -9,6 +9,7 @@ pub mod decode;
 pub mod field;
 pub mod manifest;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod protobuf;
 pub mod quantity;
