@@ -170,3 +170,59 @@ fn times_are_rfc_3339() {
         assert!(!fits(bad), "{bad}");
     }
 }
+
+/// Anything is made canonical or refused; canonical is a fixed point, and survives its own text.
+#[test]
+fn hostile_objects() {
+    let mut seed = 13_u64;
+    let mut random = move |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(seed >> 33).expect("31 bits") % below
+    };
+    let names = [
+        "metadata",
+        "spec",
+        "containers",
+        "name",
+        "ports",
+        "containerPort",
+        "resources",
+        "limits",
+        "cpu",
+        "labels",
+        "creationTimestamp",
+        "volumes",
+        "emptyDir",
+        "sizeLimit",
+        "readinessProbe",
+        "httpGet",
+        "port",
+        "odd",
+    ];
+    fn make(random: &mut dyn FnMut(usize) -> usize, names: &[&str], deep: usize) -> Value {
+        match random(if deep == 0 { 5 } else { 14 }) {
+            0 => Value::Null,
+            1 => json!(random(3)),
+            2 => json!(["a", "1Gi", "2024-01-01T00:00:00Z", ""][random(4)]),
+            3 => json!(random(2) == 0),
+            4 => json!(1.5),
+            5 | 6 => Value::Array((0..random(4)).map(|_| make(random, names, deep - 1)).collect()),
+            _ => (0..random(6))
+                .map(|_| (names[random(names.len())].to_owned(), make(random, names, deep - 1)))
+                .collect(),
+        }
+    }
+    let form = schema::kind("v1", "Pod").expect("a known kind");
+    let mut fitted = 0;
+    for _ in 0..20_000 {
+        let value = make(&mut random, &names, 7);
+        let text = value.to_string();
+        assert_eq!(json(text.as_bytes()).expect("JSON").value, value);
+        if let Ok(once) = object(form, value) {
+            fitted += 1;
+            let twice = object(form, once.value.clone()).expect("canonical fits");
+            assert_eq!((&twice.value, twice.strict.len()), (&once.value, 0), "{text}");
+        }
+    }
+    assert!(fitted > 500, "not everything is refused: {fitted}");
+}

@@ -1,15 +1,19 @@
-//! OpenAPI of what a server serves: `/openapi/v3/…` and the JSON of `/openapi/v2`.
+//! OpenAPI of what a server serves: `/openapi/v3/…`, and `/openapi/v2` as JSON and as kubectl's protobuf.
 //!
 //! Made from the schema, so that `kubectl explain`, `apply` and `--validate` see what the server does: the extensions
 //! (`x-kubernetes-list-type`, patch strategies, kinds) are there, and a PATCH says that it takes `fieldValidation`,
 //! which kubectl looks for. The paths carry what clients read, not all that upstream writes. Building a document takes
 //! milliseconds and some megabytes: callers keep the bytes, and their hash.
 
+mod gnostic;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
 use crate::schema::{self, Form, Merge, Scalar, Topology, Type};
+
+pub use gnostic::encode as v2_protobuf;
 
 const DESCRIPTIONS: &str = include_str!("../schema/descriptions.txt");
 
