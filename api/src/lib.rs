@@ -1,6 +1,19 @@
-//! What both ends of the HTTP share: manifests, quantities, `Status` errors, stream channels.
+//! What both ends of the HTTP share: manifests, quantities, `Status` errors, selectors, patches, tables.
 //!
-//! Pure: no IO, no clock. Types are the Kubernetes API's own (`k8s-openapi`).
+//! Pure: no IO, no clock. Types are the Kubernetes API's own (`k8s-openapi`); objects of any kind are JSON values,
+//! and what is known of their fields comes from `schema`.
 
+pub mod apply;
+pub mod body;
+pub mod decode;
+pub mod field;
 pub mod manifest;
+pub mod names;
+pub mod openapi;
+pub mod patch;
+pub mod protobuf;
 pub mod quantity;
+pub mod schema;
+pub mod selector;
+pub mod status;
+pub mod table;
