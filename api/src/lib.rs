@@ -4,3 +4,4 @@
 
 pub mod manifest;
 pub mod quantity;
+pub mod secret;

@@ -20,7 +20,7 @@ pub use teardown::teardown;
 
 use crate::cgroup::{CgroupError, Tree};
 use crate::container::{self, About, PrepareError};
-use crate::image::{Image, ImageConfig, ImageError, ImageStore};
+use crate::image::{Credential, Image, ImageConfig, ImageError, ImageStore};
 use crate::layout::Layout;
 use crate::names::{self, HostNames};
 use crate::net::{HostPort, Network, NetworkConfig};
@@ -276,9 +276,9 @@ impl Board {
         }
     }
 
-    /// Pulls an image, resuming what an earlier attempt left.
-    pub async fn pull(&self, reference: &str) -> Result<ImageState, ActionError> {
-        let pulled = self.images.pull(reference, &[], |_| {}).await;
+    /// Pulls an image, resuming what an earlier attempt left. `credentials` are tried first, then the credential files.
+    pub async fn pull(&self, reference: &str, credentials: &[Credential]) -> Result<ImageState, ActionError> {
+        let pulled = self.images.pull(reference, credentials, |_| {}).await;
         let image = pulled.map_err(|e| ActionError { reason: e.reason(), message: e.to_string() })?;
         Ok(state_of(&image))
     }

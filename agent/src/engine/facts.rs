@@ -2,7 +2,7 @@
 
 use super::{Engine, Entry, Message, perform::Done};
 use crate::record::{HistoryRecord, PodRecord, Source};
-use crate::request::{Change, ChangeKind, Refusal};
+use crate::request::{Change, ChangeKind, Kind, Refusal};
 use coracle_pod::evict::{self, Candidate};
 use coracle_pod::observed::{Cause, Failure, ImageState, Instance, InstanceState, ProbeResult, Sandbox};
 use coracle_pod::spec::PodUid;
@@ -30,7 +30,7 @@ impl Engine {
     /// Takes a stored or new pod in, and finds out what of it exists on the board.
     pub(super) async fn insert(&mut self, record: PodRecord) -> Result<PodUid, Refusal> {
         let name = record.pod.metadata.name.clone().unwrap_or_default();
-        let spec = admit(&record.pod).map_err(|message| Refusal::invalid(&name, &message))?;
+        let spec = admit(&record.pod).map_err(|message| Refusal::invalid(Kind::Pod, &name, &message))?;
         let uid = spec.uid.clone();
         let history = match self.store.get::<HistoryRecord>(&uid.0) {
             Ok(history) => history.map_or_else(History::default, |h| h.0),

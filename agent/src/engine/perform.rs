@@ -7,6 +7,7 @@ use coracle_pod::spec::ContainerSpec;
 use coracle_pod::{ActionKey, PodSpec};
 use coracle_runtime::board::{ActionError, Board};
 use coracle_runtime::container::About;
+use coracle_runtime::image::Credential;
 use coracle_runtime::probe;
 use coracle_runtime::shim_client::{ShimClient, ShimEvent};
 use std::net::IpAddr;
@@ -55,6 +56,8 @@ pub(super) struct Task {
     pub spec: Arc<PodSpec>,
     pub shim: Option<ShimClient>,
     pub ips: Vec<IpAddr>,
+    /// For a pull: those of the pod's `imagePullSecrets`.
+    pub credentials: Vec<Credential>,
     pub inbox: mpsc::Sender<Message>,
     pub running: Vec<InstanceId>,
 }
@@ -76,7 +79,7 @@ impl Task {
         let (board, pod) = (&self.board, &self.spec);
         match action {
             Action::PullImage { image, always: _ } => {
-                let state = board.pull(&image).await?;
+                let state = board.pull(&image, &self.credentials).await?;
                 Ok(Done::Image { image, state })
             }
             Action::CreateSandbox => {

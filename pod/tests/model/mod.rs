@@ -22,8 +22,10 @@ pub struct Model {
 }
 
 pub fn pod(yaml: &str) -> PodSpec {
-    let pods = coracle_api::manifest::pods(yaml.as_bytes()).expect("a manifest");
-    let mut pod = pods.into_iter().next().expect("one pod");
+    let objects = coracle_api::manifest::objects(yaml.as_bytes()).expect("a manifest");
+    let Some(coracle_api::manifest::Object::Pod(mut pod)) = objects.into_iter().next() else {
+        panic!("one pod")
+    };
     pod.metadata.uid = Some("0b9a".into());
     PodSpec::from_api(&pod).expect("a valid pod")
 }

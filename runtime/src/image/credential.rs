@@ -44,7 +44,7 @@ impl fmt::Debug for Credential {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DockerConfigError {
     /// Not the JSON that it should be.
-    #[error("not a Docker config.json with `auths` (line {line}, column {column})")]
+    #[error("not Docker's JSON of registries (line {line}, column {column})")]
     Shape {
         /// Counted from 1.
         line: usize,
@@ -59,6 +59,14 @@ pub enum DockerConfigError {
     },
 }
 
+/// What Docker keeps of one registry.
+#[derive(Deserialize)]
+struct Auth {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+}
+
 /// Docker's `config.json`: `auths` by registry, each with `auth` = base64 of `user:password`, or both by name. Entries
 /// with neither, which a credential helper leaves, are passed over. The more exact registry comes first. Pure.
 ///
@@ -70,25 +78,33 @@ pub fn docker_config(text: &[u8]) -> Result<Vec<Credential>, DockerConfigError> 
         #[serde(default)]
         auths: BTreeMap<String, Auth>,
     }
-    #[derive(Deserialize)]
-    struct Auth {
-        auth: Option<String>,
-        username: Option<String>,
-        password: Option<String>,
-    }
-    // serde's own words would show the value that has the wrong type.
-    let parsed: Config = serde_json::from_slice(text)
-        .map_err(|e| DockerConfigError::Shape { line: e.line(), column: e.column() })?;
+    credentials(serde_json::from_slice::<Config>(text).map_err(|e| shape(&e))?.auths)
+}
+
+/// Docker's old `.dockercfg`: what [`docker_config`] reads under `auths`, alone. Pure.
+///
+/// # Errors
+/// [`DockerConfigError`].
+pub fn docker_cfg(text: &[u8]) -> Result<Vec<Credential>, DockerConfigError> {
+    credentials(serde_json::from_slice(text).map_err(|e| shape(&e))?)
+}
+
+/// serde's own words would show the value that has the wrong type.
+fn shape(error: &serde_json::Error) -> DockerConfigError {
+    DockerConfigError::Shape { line: error.line(), column: error.column() }
+}
+
+fn credentials(auths: BTreeMap<String, Auth>) -> Result<Vec<Credential>, DockerConfigError> {
     let mut list = Vec::new();
-    for (place, entry) in parsed.auths {
-        let (user, password) =
-            match (entry.auth.filter(|auth| !auth.is_empty()), entry.username, entry.password) {
-                (_, Some(user), Some(password)) => (user, password),
-                (Some(auth), ..) => {
-                    decoded(&auth).ok_or_else(|| DockerConfigError::Auth { registry: place.clone() })?
-                }
-                _ => continue,
-            };
+    for (place, entry) in auths {
+        let auth = entry.auth.filter(|auth| !auth.is_empty());
+        let (user, password) = match (auth, entry.username, entry.password) {
+            (_, Some(user), Some(password)) => (user, password),
+            (Some(auth), ..) => {
+                decoded(&auth).ok_or_else(|| DockerConfigError::Auth { registry: place.clone() })?
+            }
+            _ => continue,
+        };
         list.push(Credential { registry: registry_of(&place), user, password });
     }
     list.sort_by(|a, b| b.registry.cmp(&a.registry));
@@ -215,7 +231,7 @@ mod tests {
             r#"{"auths": {"a": {"auth": "aHVudGVyMg=="}}}"#,
             Err("the auth of a is not base64 of user:password"),
         );
-        let shape = "not a Docker config.json with `auths` (line 1, column 25)";
+        let shape = "not Docker's JSON of registries (line 1, column 25)";
         check(r#"{"auths": {"a": "hunter2"}}"#, Err(shape));
     }
 

@@ -24,7 +24,7 @@ mod reference;
 mod registry;
 mod unpack;
 
-pub use credential::{Credential, DockerConfigError, docker_config};
+pub use credential::{Credential, DockerConfigError, docker_cfg, docker_config};
 pub use digest::Digest;
 pub use error::{Also, ImageError};
 pub use gc::Freed;
