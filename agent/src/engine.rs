@@ -236,11 +236,15 @@ impl Engine {
             return;
         }
         if self.committing.is_none() {
-            for uid in std::mem::take(&mut self.dirty) {
+            for uid in self.dirty_in_order() {
                 let Some(entry) = self.pods.get(&uid) else { continue };
                 if entry.blocked_by.is_some() {
                     continue;
                 }
+                if entry.history.first_seen.is_none() {
+                    self.look_at_load(&uid);
+                }
+                let Some(entry) = self.pods.get(&uid) else { continue };
                 let plan = coracle_pod::plan(&entry.spec, &entry.observed, &entry.history, &now);
                 if plan.gone {
                     self.batch.delete::<PodRecord>(&uid.0);
@@ -423,7 +427,7 @@ impl Entry {
 
     /// Nothing of it will run again.
     fn ended(&self) -> bool {
-        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+        has_ended(&self.status)
     }
 
     /// The pod as the API shows it.
@@ -449,4 +453,9 @@ impl Entry {
             self.observed.images.insert(image.into(), state);
         }
     }
+}
+
+/// Whether its phase is a last one.
+fn has_ended(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }

@@ -1,6 +1,7 @@
 //! What is seen of one pod: facts only, never intentions.
 
 use crate::action::ActionKey;
+use crate::fit::Load;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -55,11 +56,14 @@ pub struct Observed {
     pub host_ips: Vec<IpAddr>,
     /// What the board has; `None` while nobody asked.
     pub capacity: Option<Capacity>,
+    /// What the other pods have of it. Looked at once, when this pod is first seen.
+    pub load: Load,
 }
 
 /// What a board can give its pods in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
+    pub pods: u64,
     pub cpu_millis: u64,
     pub memory_bytes: u64,
 }

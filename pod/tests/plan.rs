@@ -3,6 +3,7 @@
 mod model;
 
 use coracle_pod::action::Action;
+use coracle_pod::fit::Load;
 use coracle_pod::observed::{Capacity, InstanceState, ProbeKey, ProbeKind, Reason, Sandbox};
 use model::{Model, pod};
 use std::time::Duration;
@@ -415,7 +416,7 @@ fn a_pod_that_asks_for_more_than_the_board_has_is_rejected() {
         let text =
             ONE.replace("IfNotPresent", &format!("IfNotPresent, resources: {{requests: {resources}}}"));
         let mut model = Model::new(pod(&text));
-        model.observed.capacity = Some(Capacity { cpu_millis: 4000, memory_bytes: 1 << 30 });
+        model.observed.capacity = Some(Capacity { pods: 2, cpu_millis: 4000, memory_bytes: 1 << 30 });
         let plan = settle(&mut model);
         assert_eq!(plan.status.reason.as_deref(), expected, "{resources}");
         let phase = if expected.is_some() { "Failed" } else { "Running" };
@@ -426,6 +427,25 @@ fn a_pod_that_asks_for_more_than_the_board_has_is_rejected() {
     check("{memory: 1025Mi}", Some("OutOfmemory"));
     check("{cpu: 4001m}", Some("OutOfcpu"));
     check("{memory: 1Ei}", Some("OutOfmemory"));
+}
+
+/// Who has been admitted stays, whatever comes after: only the newcomer is rejected.
+#[test]
+fn a_pod_is_admitted_once_and_beside_the_others() {
+    let full = Load { pods: 1, cpu_millis: 3999, memory_bytes: 0 };
+    let check = |before: Load, after: Load, expected: Option<&str>| {
+        let text = ONE.replace("IfNotPresent", "IfNotPresent, resources: {requests: {cpu: 2m}}");
+        let mut model = Model::new(pod(&text));
+        model.observed.capacity = Some(Capacity { pods: 2, cpu_millis: 4000, memory_bytes: 1 << 30 });
+        model.observed.load = before;
+        model.plan();
+        model.observed.load = after;
+        let plan = settle(&mut model);
+        assert_eq!(plan.status.reason.as_deref(), expected, "{before:?}, then {after:?}");
+    };
+    check(Load::default(), full, None);
+    check(full, Load::default(), Some("OutOfcpu"));
+    check(Load { pods: 2, ..Load::default() }, Load::default(), Some("OutOfpods"));
 }
 
 #[test]

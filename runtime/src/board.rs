@@ -213,7 +213,8 @@ impl Board {
         let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
         let cpus = online.and_then(|count| u64::try_from(count).ok()).unwrap_or(u64::MAX / 1000);
         let memory_bytes = if self.memory_bytes_total == 0 { u64::MAX } else { self.memory_bytes_total };
-        Capacity { cpu_millis: cpus * 1000, memory_bytes }
+        let pods = u64::try_from(self.settings.pods_max).unwrap_or(u64::MAX);
+        Capacity { pods, cpu_millis: cpus.saturating_mul(1000), memory_bytes }
     }
 
     /// The clocks.

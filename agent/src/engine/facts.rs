@@ -1,16 +1,18 @@
 //! How facts arrive: adoption at start, answers of actions, and what the shims tell.
 
-use super::{Engine, Entry, Message, perform::Done};
+use super::{Engine, Entry, Message, has_ended, perform::Done};
 use crate::record::{HistoryRecord, PodRecord, Source};
 use crate::request::{Change, ChangeKind, Kind, Refusal};
+use coracle_pod::action::Plan;
 use coracle_pod::evict::{self, Candidate};
+use coracle_pod::fit::Load;
 use coracle_pod::observed::{Cause, Failure, ImageState, Instance, InstanceState, ProbeResult, Sandbox};
 use coracle_pod::spec::PodUid;
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
 use coracle_runtime::layout::parse_instance;
 use coracle_runtime::shim_client::ShimEvent;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -84,6 +86,34 @@ impl Engine {
         }
         if let Err(error) = self.board.reconcile_network(&known).await {
             error!(%error, "the network cannot be brought in line");
+        }
+    }
+
+    /// Pods to be planned: those that were admitted, then the newcomers in the order in which they came.
+    pub(super) fn dirty_in_order(&mut self) -> Vec<PodUid> {
+        let mut dirty: Vec<PodUid> = std::mem::take(&mut self.dirty).into_iter().collect();
+        dirty.sort_by_cached_key(|uid| {
+            let entry = self.pods.get(uid)?;
+            let new = entry.history.first_seen.is_none();
+            Some((new, entry.record.pod.metadata.creation_timestamp.clone(), entry.resource_version))
+        });
+        dirty
+    }
+
+    /// What the pods that were admitted before this one ask for: also those whose plans of this very round are not
+    /// durable yet. A pod that ended counts until its sandbox is gone.
+    pub(super) fn look_at_load(&mut self, newcomer: &PodUid) {
+        let planned: BTreeMap<&PodUid, &Plan> = self.pending.plans.iter().map(|(uid, p)| (uid, p)).collect();
+        let admitted = |(uid, entry): &(&PodUid, &Entry)| {
+            let plan = planned.get(uid);
+            let history = plan.map_or(&entry.history, |plan| &plan.history);
+            let ended = entry.observed.sandbox == Sandbox::Absent
+                && (history.failed.is_some() || has_ended(plan.map_or(&entry.status, |plan| &plan.status)));
+            history.first_seen.is_some() && !ended && *uid != newcomer
+        };
+        let load = Load::of(self.pods.iter().filter(admitted).map(|(_, entry)| &*entry.spec));
+        if let Some(entry) = self.pods.get_mut(newcomer) {
+            entry.observed.load = load;
         }
     }
 

@@ -17,6 +17,9 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
+/// Pods that ended or were rejected, beside those that run (`pods_max`).
+const ENDED_MAX: usize = 1000;
+
 impl Engine {
     pub(super) async fn answer(&mut self, request: Request) {
         // Whoever asked may have hung up; that is theirs to decide.
@@ -160,15 +163,11 @@ impl Engine {
         source: &Source,
     ) -> Result<Outcome, Refusal> {
         let existing = self.find(namespace, name).cloned();
-        if existing.is_none() && self.pods.len() >= self.board.settings().pods_max {
-            return Err(Refusal {
-                code: 403,
-                reason: "Forbidden",
-                message: format!(
-                    "this board runs {} pods at most (pods_max)",
-                    self.board.settings().pods_max
-                ),
-            });
+        // Those that have no room are known too, and are shown as rejected.
+        let known_max = self.board.settings().pods_max.saturating_add(ENDED_MAX);
+        if existing.is_none() && self.pods.len() >= known_max {
+            let message = format!("this board keeps {known_max} pods at most: delete some that ended");
+            return Err(Refusal { code: 403, reason: "Forbidden", message });
         }
         let uid = PodUid(pod.metadata.uid.clone().unwrap_or_default());
         if let Some(old) = existing.as_ref().and_then(|uid| self.pods.get(uid)) {
