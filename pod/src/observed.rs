@@ -172,11 +172,18 @@ pub enum ProbeKind {
     Liveness,
 }
 
+/// What one run of a probe showed; messages are for events: `HTTP probe failed with statuscode: 500`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Success,
+    /// Counts as success, and somebody should know why it may be none.
+    Warning(String),
+    Failure(String),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeResult {
-    pub ok: bool,
-    /// For the event: `HTTP probe failed with statuscode: 500`.
-    pub message: String,
+    pub verdict: Verdict,
     pub at: Stamp,
     /// Counts results of this key since the agent started, so that a new one is told from an old one.
     pub sequence: u64,

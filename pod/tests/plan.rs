@@ -4,7 +4,7 @@ mod model;
 
 use coracle_pod::action::Action;
 use coracle_pod::fit::Load;
-use coracle_pod::observed::{Capacity, InstanceState, ProbeKey, ProbeKind, Reason, Sandbox};
+use coracle_pod::observed::{Capacity, InstanceState, ProbeKey, ProbeKind, Reason, Sandbox, Verdict};
 use model::{Model, pod};
 use std::time::Duration;
 
@@ -379,6 +379,36 @@ fn a_startup_probe_holds_the_others_back() {
     let plan = model.plan();
     assert!(matches!(plan.actions.as_slice(), [Action::Signal { signal: 15, .. }]), "{:?}", plan.actions);
     assert_eq!(plan.wake, Some(model.now.monotonic + Duration::from_secs(7)));
+}
+
+#[test]
+fn a_probe_that_warns_has_succeeded_and_says_so_once() {
+    let text = ONE.replace(
+        "imagePullPolicy: IfNotPresent",
+        "imagePullPolicy: IfNotPresent, readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}",
+    );
+    let (mut model, start) = about_to_start(&text);
+    model.obey(&start);
+    let key = ProbeKey { instance: model.running().pop().expect("runs"), kind: ProbeKind::Readiness };
+    let mut check = |verdict: Verdict, ready: bool, warnings: &[&str]| {
+        model.plan();
+        model.judged(key.clone(), verdict.clone());
+        model.pass(Duration::from_secs(1));
+        let plan = model.plan();
+        let told = plan.events.iter().filter(|e| e.reason == "ProbeWarning").map(|e| e.message.as_str());
+        assert_eq!(told.collect::<Vec<_>>(), warnings, "{verdict:?}");
+        assert_eq!(plan.status.container_statuses.expect("statuses")[0].ready, ready, "{verdict:?}");
+    };
+    let warning = |text: &str| Verdict::Warning(text.into());
+    check(warning("a"), true, &["Readiness probe warning: a"]);
+    check(warning("a"), true, &[]);
+    check(warning("b"), true, &["Readiness probe warning: b"]);
+    check(Verdict::Success, true, &[]);
+    check(warning("b"), true, &["Readiness probe warning: b"]);
+    for ready in [true, true, false] {
+        check(Verdict::Failure("no".into()), ready, &[]);
+    }
+    check(warning("b"), true, &["Readiness probe warning: b"]);
 }
 
 /// Guards against a job that its liveness probe ended, that left with code 0 as servers do, and so had succeeded.

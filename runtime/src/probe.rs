@@ -4,7 +4,7 @@ mod http;
 
 use crate::board::Board;
 use crate::shim_client::ShimClient;
-use coracle_pod::observed::{InstanceId, ProbeKind};
+use coracle_pod::observed::{InstanceId, ProbeKind, Verdict};
 use coracle_pod::spec::{ContainerSpec, PodSpec, Probe, ProbeAction};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,53 +24,47 @@ pub struct Target<'a> {
     pub ips: &'a [IpAddr],
 }
 
-/// Runs the probe once, within its own timeout: the verdict, and a message for the event when it failed.
-pub async fn run(
-    board: &Arc<Board>,
-    target: &Target<'_>,
-    kind: ProbeKind,
-    shim: &ShimClient,
-) -> (bool, String) {
+/// Runs the probe once, within its own timeout.
+pub async fn run(board: &Arc<Board>, target: &Target<'_>, kind: ProbeKind, shim: &ShimClient) -> Verdict {
     let container = target.container;
     let probe = match kind {
         ProbeKind::Startup => &container.startup,
         ProbeKind::Readiness => &container.readiness,
         ProbeKind::Liveness => &container.liveness,
     };
-    let Some(probe) = probe else { return (true, String::new()) };
-    let verdict = match &probe.action {
-        ProbeAction::Exec { command } => exec(board, target, command, probe.timeout, shim).await,
+    let Some(probe) = probe else { return Verdict::Success };
+    let own = || target.ips.first().map_or_else(|| "127.0.0.1".into(), ToString::to_string);
+    match &probe.action {
+        ProbeAction::Exec { command } => verdict(exec(board, target, command, probe.timeout, shim).await),
         ProbeAction::TcpSocket { host, port } => {
-            within(probe, connect(host.as_deref(), *port, target.ips)).await.map(|_| ())
+            let host = host.clone().unwrap_or_else(own);
+            verdict(within(probe, connect(&host, *port)).await.and_then(|connected| connected).map(drop))
         }
         ProbeAction::HttpGet { https, host, port, path, headers } => {
-            let request = http::get(*https, host.as_deref(), *port, path, headers, target.ips);
+            let host = host.clone().unwrap_or_else(own);
+            let first = http::Place { https: *https, host, port: *port, path: path.clone() };
             let scheme = if *https { "https" } else { "http" };
-            within(probe, request).await.map_err(|e| match e.contains("statuscode") {
-                true => e,
-                false => format!("Get \"{scheme}://:{port}{path}\": {e}"),
-            })
+            match within(probe, http::get(&first, headers)).await.unwrap_or_else(Verdict::Failure) {
+                Verdict::Failure(e) if !e.contains("statuscode") => {
+                    Verdict::Failure(format!("Get \"{scheme}://:{port}{path}\": {e}"))
+                }
+                verdict => verdict,
+            }
         }
-    };
-    match verdict {
-        Ok(()) => (true, String::new()),
-        Err(message) => (false, message),
     }
 }
 
-async fn within<T>(probe: &Probe, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    match tokio::time::timeout(probe.timeout, work).await {
-        Ok(result) => result,
-        Err(_) => Err("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".into()),
-    }
+fn verdict(result: Result<(), String>) -> Verdict {
+    result.map_or_else(Verdict::Failure, |()| Verdict::Success)
 }
 
-async fn connect(host: Option<&str>, port: u16, ips: &[IpAddr]) -> Result<TcpStream, String> {
-    let own = ips.first().map_or_else(|| "127.0.0.1".into(), ToString::to_string);
-    let host = host.map_or(own, String::from);
-    TcpStream::connect((host.as_str(), port))
-        .await
-        .map_err(|e| format!("dial tcp {host}:{port}: connect: {e}"))
+async fn within<T>(probe: &Probe, work: impl Future<Output = T>) -> Result<T, String> {
+    let late = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
+    tokio::time::timeout(probe.timeout, work).await.map_err(|_| late.into())
+}
+
+async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {host}:{port}: connect: {e}"))
 }
 
 async fn exec(

@@ -233,13 +233,13 @@ impl Engine {
                 entry.observed.instances.remove(&instance);
             }
             Done::Signalled => {}
-            Done::Probed { key, ok, message } => {
+            Done::Probed { key, verdict } => {
                 entry.probe_sequence += 1;
                 let sequence = entry.probe_sequence;
                 entry.observed.probes.retain(|known, _| {
                     known.instance.container != key.instance.container || known.instance == key.instance
                 });
-                entry.observed.probes.insert(key, ProbeResult { ok, message, at: now, sequence });
+                entry.observed.probes.insert(key, ProbeResult { verdict, at: now, sequence });
             }
             Done::Failed { reason, message, residue } => {
                 succeeded = false;

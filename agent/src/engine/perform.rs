@@ -2,7 +2,7 @@
 
 use super::Message;
 use coracle_pod::action::Action;
-use coracle_pod::observed::{ImageState, InstanceId, ProbeKey, Reason, Stamp};
+use coracle_pod::observed::{ImageState, InstanceId, ProbeKey, Reason, Stamp, Verdict};
 use coracle_pod::spec::ContainerSpec;
 use coracle_pod::{ActionKey, PodSpec};
 use coracle_runtime::board::{ActionError, Board};
@@ -39,8 +39,7 @@ pub(crate) enum Done {
     Signalled,
     Probed {
         key: ProbeKey,
-        ok: bool,
-        message: String,
+        verdict: Verdict,
     },
     /// `residue`: something of the pod may be left on the board.
     Failed {
@@ -103,13 +102,13 @@ impl Task {
             }
             Action::Probe { key } => {
                 let container = self.container(&key.instance.container)?;
-                let (ok, message) = if self.running.contains(&key.instance) {
+                let verdict = if self.running.contains(&key.instance) {
                     let target = probe::Target { pod, container, instance: &key.instance, ips: &self.ips };
                     probe::run(board, &target, key.kind, self.shim()?).await
                 } else {
-                    (false, "the container does not run".into())
+                    Verdict::Failure("the container does not run".into())
                 };
-                Ok(Done::Probed { key, ok, message })
+                Ok(Done::Probed { key, verdict })
             }
         }
     }
