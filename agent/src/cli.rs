@@ -72,14 +72,14 @@ pub(crate) enum Command {
     /// Run a command in a container.
     #[command(after_help = "Examples:\n  coracle exec web -- date\n  coracle exec -it web -c proxy -- sh")]
     Exec(exec::Exec),
-    /// Run the pods of manifests.
+    /// Run the pods of manifests, and keep their secrets.
     #[command(after_help = "Examples:\n  coracle apply -f pod.yaml\n  cat pods.yaml | coracle apply -f -")]
     Apply {
         /// Manifest file, directory of them, or - for standard input; may be repeated.
         #[arg(short, long, required = true)]
         filename: Vec<PathBuf>,
     },
-    /// Delete pods by name, or those of manifests.
+    /// Delete pods by name, or what manifests hold.
     #[command(after_help = "Examples:\n  coracle delete web\n  coracle delete -f pod.yaml --grace-period=1")]
     Delete(apply::Delete),
     /// Manage images.

@@ -14,13 +14,14 @@
 mod facts;
 mod perform;
 mod requests;
+mod secrets;
 
 use crate::events::Events;
 use crate::notify::Watchdog;
-use crate::record::{HistoryRecord, PodRecord, Source};
+use crate::record::{HistoryRecord, PodRecord, SecretRecord, Source};
 use crate::request::{Applied, Change, ChangeKind, Refusal, Request};
 use crate::sources::FileManifest;
-use coracle_pod::action::Plan;
+use coracle_pod::action::{Action, Plan};
 use coracle_pod::observed::{ImageState, InstanceState, Sandbox};
 use coracle_pod::spec::PodUid;
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
@@ -28,6 +29,7 @@ use coracle_runtime::board::Board;
 use coracle_runtime::shim_client::{ShimClient, ShimEvent};
 use coracle_store::{Batch, Store, StoreError};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use secrets::Secrets;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +87,7 @@ struct Pending {
 enum Answer {
     Applied(oneshot::Sender<Result<Vec<Applied>, Refusal>>, Vec<Applied>),
     Deleted(oneshot::Sender<Result<Pod, Refusal>>, Box<Pod>),
+    SecretDeleted(oneshot::Sender<Result<(), Refusal>>),
 }
 
 /// The state of the agent.
@@ -94,6 +97,7 @@ pub(crate) struct Engine {
     inbox: mpsc::Receiver<Message>,
     outbox: mpsc::Sender<Message>,
     pods: BTreeMap<PodUid, Entry>,
+    secrets: Secrets,
     dirty: BTreeSet<PodUid>,
     /// Being written now.
     committing: Option<Pending>,
@@ -122,6 +126,7 @@ impl Engine {
             inbox,
             outbox: outbox.clone(),
             pods: BTreeMap::new(),
+            secrets: Secrets::default(),
             dirty: BTreeSet::new(),
             committing: None,
             batch: Batch::new(),
@@ -134,6 +139,11 @@ impl Engine {
         };
         // Before anything is done: histories of a newer version refuse the store as pods of one do.
         engine.store.all::<HistoryRecord>()?;
+        let scan = engine.store.all::<SecretRecord>()?;
+        for damaged in &scan.damaged {
+            error!(key = %damaged, "a stored secret cannot be read and is left out; apply it again");
+        }
+        engine.secrets = Secrets::of(scan.records.into_iter().map(|(_, record)| record));
         let scan = engine.store.all::<PodRecord>()?;
         for damaged in &scan.damaged {
             error!(key = %damaged, "a stored pod cannot be read and is left out; apply it again");
@@ -226,11 +236,15 @@ impl Engine {
             return;
         }
         if self.committing.is_none() {
-            for uid in std::mem::take(&mut self.dirty) {
+            for uid in self.dirty_in_order() {
                 let Some(entry) = self.pods.get(&uid) else { continue };
                 if entry.blocked_by.is_some() {
                     continue;
                 }
+                if entry.history.first_seen.is_none() {
+                    self.look_at_load(&uid);
+                }
+                let Some(entry) = self.pods.get(&uid) else { continue };
                 let plan = coracle_pod::plan(&entry.spec, &entry.observed, &entry.history, &now);
                 if plan.gone {
                     self.batch.delete::<PodRecord>(&uid.0);
@@ -285,6 +299,7 @@ impl Engine {
                     let sent = match answer {
                         Answer::Applied(to, _) => to.send(Err(refusal)).is_ok(),
                         Answer::Deleted(to, _) => to.send(Err(refusal)).is_ok(),
+                        Answer::SecretDeleted(to) => to.send(Err(refusal)).is_ok(),
                     };
                     tracing::debug!(sent, "told an asker that the store failed");
                 }
@@ -300,6 +315,7 @@ impl Engine {
             let sent = match answer {
                 Answer::Applied(to, applied) => to.send(Ok(applied)).is_ok(),
                 Answer::Deleted(to, pod) => to.send(Ok(*pod)).is_ok(),
+                Answer::SecretDeleted(to) => to.send(Ok(())).is_ok(),
             };
             tracing::debug!(sent, "answered after the commit");
         }
@@ -330,11 +346,19 @@ impl Engine {
                 continue;
             }
             entry.observed.in_flight.insert(key.clone());
+            let (credentials, warning) = match &action {
+                Action::PullImage { .. } => self.secrets.for_pull(&entry.spec),
+                _ => Default::default(),
+            };
+            if let Some(warning) = warning {
+                self.events.record(&entry.record.pod, &warning, self.board.now().wall);
+            }
             let task = perform::Task {
                 board: self.board.clone(),
                 spec: entry.spec.clone(),
                 shim: entry.shim.clone(),
                 ips: entry.ips(),
+                credentials,
                 inbox: self.outbox.clone(),
                 running: entry
                     .observed
@@ -403,7 +427,7 @@ impl Entry {
 
     /// Nothing of it will run again.
     fn ended(&self) -> bool {
-        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+        has_ended(&self.status)
     }
 
     /// The pod as the API shows it.
@@ -429,4 +453,9 @@ impl Entry {
             self.observed.images.insert(image.into(), state);
         }
     }
+}
+
+/// Whether its phase is a last one.
+fn has_ended(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }

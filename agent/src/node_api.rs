@@ -6,6 +6,7 @@
 //! GET  /exec/NS/POD/CONTAINER  /attach/NS/POD/CONTAINER      WebSocket, v5.channel.k8s.io or v4
 //! POST /coracle/v1/apply                                     manifests
 //! DELETE /api/v1/namespaces/NS/pods/POD?gracePeriodSeconds
+//! DELETE /api/v1/namespaces/NS/secrets/SECRET                which nobody can read back
 //! GET|POST|DELETE /coracle/v1/images…
 //! ```
 //! What the kubelet has no word for is under `/coracle/v1`. Every body and every connection count is bounded;
@@ -129,6 +130,16 @@ async fn route(context: &Context, request: hyper::Request<Incoming>) -> Result<R
             let pod = heard.await.map_err(|_| ended())??;
             Ok(object(&pod_value(&pod)))
         }
+        (&Method::DELETE, ["api", "v1", "namespaces", namespace, "secrets", name]) => {
+            let (namespace, name) = ((*namespace).to_string(), (*name).to_string());
+            let (answer, heard) = oneshot::channel();
+            context.send(Request::DeleteSecret { namespace, name: name.clone(), answer }).await?;
+            heard.await.map_err(|_| ended())??;
+            Ok(object(&json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+                "details": {"name": name, "kind": "secrets"},
+            })))
+        }
         (_, ["coracle", "v1", "images", rest @ ..]) => {
             images::serve(context, rest, &query, request.method()).await
         }
@@ -138,7 +149,7 @@ async fn route(context: &Context, request: hyper::Request<Incoming>) -> Result<R
             | ["stats", "summary"]
             | ["containerLogs" | "exec" | "attach", _, _, _]
             | ["coracle", "v1", "apply"]
-            | ["api", "v1", "namespaces", _, "pods", _],
+            | ["api", "v1", "namespaces", _, "pods" | "secrets", _],
         ) => Err(Refusal::method_not_allowed()),
         (_, _) => Err(Refusal {
             code: 404,
@@ -167,13 +178,13 @@ async fn apply(context: &Context, request: hyper::Request<Incoming>) -> Result<R
     }
     let body = Limited::new(request.into_body(), manifest::MANIFEST_BYTES_MAX).collect().await;
     let body = body.map_err(|e| too_large(e.to_string()))?;
-    let pods = manifest::pods(&body.to_bytes()).map_err(|e| Refusal::bad_request(e.to_string()))?;
+    let objects = manifest::objects(&body.to_bytes()).map_err(|e| Refusal::bad_request(e.to_string()))?;
     let (answer, heard) = oneshot::channel();
-    context.send(Request::Apply { pods, answer }).await?;
+    context.send(Request::Apply { objects, answer }).await?;
     let applied = heard.await.map_err(|_| ended())??;
     let items: Vec<Value> = applied
         .iter()
-        .map(|a| json!({"namespace": a.namespace, "name": a.name, "outcome": a.outcome.word()}))
+        .map(|a| json!({"kind": a.kind.word(), "namespace": a.namespace, "name": a.name, "outcome": a.outcome.word()}))
         .collect();
     Ok(object(&json!({"items": items})))
 }

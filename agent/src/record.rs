@@ -1,6 +1,7 @@
-//! What the agent keeps in the store: pods as they were given, and the history of each.
+//! What the agent keeps in the store: pods as they were given, the history of each, and registry credentials.
 
 use coracle_pod::History;
+use coracle_runtime::image::Credential;
 use coracle_store::Record;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ pub(crate) struct PodRecord {
     pub deletion_grace_seconds: Option<i64>,
 }
 
-/// Where a pod comes from.
+/// Where a pod or a secret comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Source {
     /// A file of the manifest directory, by name: gone when the file is.
@@ -29,6 +30,24 @@ impl Record for PodRecord {
     const KIND: &'static str = "pod";
     const VERSION: u16 = 1;
     /// Desired state: what a rebuilt store starts from.
+    const EXPORTED: bool = true;
+}
+
+/// A `v1.Secret` of registry credentials, by namespace and name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SecretRecord {
+    pub namespace: String,
+    pub name: String,
+    /// In the order in which they are tried.
+    pub credentials: Vec<Credential>,
+    /// Who gave it.
+    pub source: Source,
+}
+
+impl Record for SecretRecord {
+    const KIND: &'static str = "secret";
+    const VERSION: u16 = 1;
+    /// As needed as the pods that are restored with it; store and export are for root alone.
     const EXPORTED: bool = true;
 }
 

@@ -1,5 +1,7 @@
 //! What the node API may ask of the engine: a closed set, each with the channel for its answer.
 
+use crate::record::Source;
+use coracle_api::manifest::Object;
 use coracle_runtime::shim_client::ShimClient;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use std::collections::BTreeSet;
@@ -14,8 +16,8 @@ pub(crate) enum Request {
     Watch(oneshot::Sender<mpsc::Receiver<Change>>),
     /// Events, oldest first.
     Events(oneshot::Sender<Vec<Event>>),
-    /// Make these pods exist. Answered once they are stored.
-    Apply { pods: Vec<Pod>, answer: oneshot::Sender<Result<Vec<Applied>, Refusal>> },
+    /// Make these exist. Answered once they are stored.
+    Apply { objects: Vec<Object>, answer: oneshot::Sender<Result<Vec<Applied>, Refusal>> },
     /// Delete one. Answered once that is stored; the pod goes away in its own time.
     Delete {
         namespace: String,
@@ -23,6 +25,8 @@ pub(crate) enum Request {
         grace_seconds: Option<i64>,
         answer: oneshot::Sender<Result<Pod, Refusal>>,
     },
+    /// Delete a secret. Answered once that is stored.
+    DeleteSecret { namespace: String, name: String, answer: oneshot::Sender<Result<(), Refusal>> },
     /// The way to a running container.
     Container {
         namespace: String,
@@ -61,9 +65,43 @@ impl ChangeKind {
     }
 }
 
-/// What became of one applied pod.
+/// What a board keeps by namespace and name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Pod,
+    Secret,
+}
+
+impl Kind {
+    /// `kind`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Pod => "Pod",
+            Kind::Secret => "Secret",
+        }
+    }
+
+    /// As kubectl writes it before a name.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Kind::Pod => "pod",
+            Kind::Secret => "secret",
+        }
+    }
+
+    /// As paths have it.
+    pub(crate) fn resource(self) -> &'static str {
+        match self {
+            Kind::Pod => "pods",
+            Kind::Secret => "secrets",
+        }
+    }
+}
+
+/// What became of one applied object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Applied {
+    pub kind: Kind,
     pub namespace: String,
     pub name: String,
     pub outcome: Outcome,
@@ -96,16 +134,36 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    pub(crate) fn not_found(name: &str) -> Refusal {
-        Refusal { code: 404, reason: "NotFound", message: format!("pods \"{name}\" not found") }
+    pub(crate) fn not_found(kind: Kind, name: &str) -> Refusal {
+        let message = format!("{} \"{name}\" not found", kind.resource());
+        Refusal { code: 404, reason: "NotFound", message }
+    }
+
+    /// Another source has it.
+    pub(crate) fn conflict(kind: Kind, namespace: &str, name: &str, source: &Source) -> Refusal {
+        let owner = match source {
+            Source::Manifest(file) => format!("the manifest {file}"),
+            Source::Apply => "coracle apply".into(),
+        };
+        let message = format!("{} {namespace}/{name} belongs to {owner}; change it there", kind.word());
+        Refusal { code: 409, reason: "Conflict", message }
+    }
+
+    /// A manifest file has it, so that nobody else can delete it.
+    pub(crate) fn owned(kind: Kind, namespace: &str, name: &str, file: &str) -> Refusal {
+        let kind = kind.word();
+        let message =
+            format!("{kind} {namespace}/{name} belongs to the manifest {file}; remove that file instead");
+        Refusal { code: 403, reason: "Forbidden", message }
     }
 
     pub(crate) fn bad_request(message: String) -> Refusal {
         Refusal { code: 400, reason: "BadRequest", message }
     }
 
-    pub(crate) fn invalid(name: &str, message: &str) -> Refusal {
-        Refusal { code: 422, reason: "Invalid", message: format!("Pod \"{name}\" is invalid: {message}") }
+    pub(crate) fn invalid(kind: Kind, name: &str, message: &str) -> Refusal {
+        let message = format!("{} \"{name}\" is invalid: {message}", kind.name());
+        Refusal { code: 422, reason: "Invalid", message }
     }
 
     pub(crate) fn method_not_allowed() -> Refusal {

@@ -1,4 +1,4 @@
-//! Where pods come from on a standalone board: the manifest directory, watched by inotify.
+//! Where pods and secrets come from on a standalone board: the manifest directory, watched by inotify.
 //!
 //! Every change re-reads the directory; files that look unchanged (inode, size, time) are not parsed again. A file
 //! counts once it is closed or renamed into place: what somebody has open for writing is left as it was, whichever
@@ -6,7 +6,7 @@
 
 use crate::engine::Message;
 use crate::record::Source;
-use coracle_api::manifest;
+use coracle_api::manifest::{self, Object};
 use k8s_openapi::api::core::v1::Pod;
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -37,8 +37,8 @@ const PLACE: AddWatchFlags = AddWatchFlags::IN_MOVE_SELF.union(AddWatchFlags::IN
 #[derive(Clone, Debug)]
 pub(crate) struct FileManifest {
     pub name: String,
-    /// The pods in it, or the one line that says why not.
-    pub pods: Result<Vec<Pod>, String>,
+    /// What is in it, or the one line that says why not.
+    pub objects: Result<Vec<Object>, String>,
 }
 
 #[derive(PartialEq, Eq, Clone)]
@@ -134,8 +134,8 @@ impl ManifestDirectory {
             let known = self.seen.get(&name);
             if let Some((_, file)) = known.filter(|(same, _)| *same == identity) {
                 seen.insert(name, (identity, file.clone()));
-            } else if let Some(pods) = read_file(&entry.path()) {
-                seen.insert(name.clone(), (identity, FileManifest { name, pods }));
+            } else if let Some(objects) = read_file(&entry.path()) {
+                seen.insert(name.clone(), (identity, FileManifest { name, objects }));
             } else if let Some(before) = known {
                 seen.insert(name, before.clone());
             }
@@ -164,7 +164,7 @@ fn inotify(path: &Path) -> io::Result<(AsyncFd<Watch>, bool)> {
 }
 
 /// `None` while somebody has the file open for writing: closing it is an event.
-fn read_file(path: &Path) -> Option<Result<Vec<Pod>, String>> {
+fn read_file(path: &Path) -> Option<Result<Vec<Object>, String>> {
     let bound = manifest::MANIFEST_BYTES_MAX as u64 + 1;
     let file = match fs::File::open(path) {
         Ok(file) => file,
@@ -177,7 +177,7 @@ fn read_file(path: &Path) -> Option<Result<Vec<Pod>, String>> {
     if let Err(error) = file.take(bound).read_to_end(&mut text) {
         return Some(Err(error.to_string()));
     }
-    Some(manifest::pods(&text).map_err(|e| e.to_string()))
+    Some(manifest::objects(&text).map_err(|e| e.to_string()))
 }
 
 /// The uid of a pod that the board itself names: the same text from the same place is the same pod.

@@ -14,6 +14,7 @@ pub mod patch;
 pub mod protobuf;
 pub mod quantity;
 pub mod schema;
+pub mod secret;
 pub mod selector;
 pub mod status;
 pub mod table;

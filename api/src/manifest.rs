@@ -3,7 +3,10 @@
 //! Every field must be known and of its type: a misspelt `imagee` is an error here, as it is with
 //! `kubectl --validate=strict`. Bounds keep a hostile file from costing memory.
 
-use k8s_openapi::api::core::v1::Pod;
+use crate::secret::{OtherType, RegistrySecret};
+use crate::{decode, schema};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Bytes of one manifest file or request body.
@@ -25,7 +28,7 @@ pub enum ManifestError {
     Syntax(String),
     /// A kind that this board does not run.
     #[error(
-        "document {document}: no matches for kind {kind:?} in version {version:?}: a standalone board runs Pod and List of v1"
+        "document {document}: no matches for kind {kind:?} in version {version:?}: a standalone board takes Pod, Secret and List of v1"
     )]
     Kind {
         /// Counted from 1.
@@ -43,18 +46,36 @@ pub enum ManifestError {
         /// serde's message.
         message: String,
     },
-    /// A field that `v1.Pod` does not have.
-    #[error("document {document}: strict decoding error: unknown field {field:?}")]
-    UnknownField {
+    /// A secret that the board does not keep.
+    #[error("document {document}: {source}")]
+    SecretType {
         /// Counted from 1.
         document: usize,
-        /// `spec.containers[0].imagee`.
-        field: String,
+        /// Which, and why not.
+        #[source]
+        source: OtherType,
+    },
+    /// A field that the kind does not have.
+    #[error("document {document}: strict decoding error: {message}")]
+    Strict {
+        /// Counted from 1.
+        document: usize,
+        /// `unknown field "spec.containers[0].imagee"`.
+        message: String,
     },
 }
 
-/// Every pod of a manifest, in order; `v1.List` and `v1.PodList` are unfolded. Pure; total.
-pub fn pods(text: &[u8]) -> Result<Vec<Pod>, ManifestError> {
+/// What a manifest may hold.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// `v1.Pod`.
+    Pod(Box<Pod>),
+    /// `v1.Secret` with registry credentials.
+    Secret(RegistrySecret),
+}
+
+/// Every object of a manifest, in order; lists are unfolded. Pure; total.
+pub fn objects(text: &[u8]) -> Result<Vec<Object>, ManifestError> {
     if text.len() > MANIFEST_BYTES_MAX {
         return Err(ManifestError::TooLarge);
     }
@@ -63,11 +84,11 @@ pub fn pods(text: &[u8]) -> Result<Vec<Pod>, ManifestError> {
     if documents.len() > DOCUMENTS_MAX {
         return Err(ManifestError::TooMany);
     }
-    let mut pods = Vec::new();
+    let mut objects = Vec::new();
     for (index, document) in documents.into_iter().enumerate() {
-        unfold(index + 1, document, &mut pods)?;
+        unfold(index + 1, document, &mut objects)?;
     }
-    Ok(pods)
+    Ok(objects)
 }
 
 fn documents(text: &str) -> Result<Vec<Value>, ManifestError> {
@@ -87,21 +108,21 @@ fn first_line(message: &str) -> String {
     line.strip_prefix("error: ").unwrap_or(line).into()
 }
 
-fn unfold(number: usize, document: Value, pods: &mut Vec<Pod>) -> Result<(), ManifestError> {
+fn unfold(number: usize, document: Value, objects: &mut Vec<Object>) -> Result<(), ManifestError> {
     let text = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
     match (text("apiVersion").as_str(), text("kind").as_str()) {
-        ("v1", "Pod") => pods.push(pod(number, document)?),
-        ("v1", "List" | "PodList") => {
+        ("v1", "Pod" | "Secret") => objects.push(object(number, document)?),
+        ("v1", list @ ("List" | "PodList" | "SecretList")) => {
             let items = document.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
             for item in items {
                 let mut item = item;
-                if text("kind") == "PodList" && item.get("kind").is_none() {
-                    item["kind"] = "Pod".into();
+                if list != "List" && item.get("kind").is_none() {
+                    item["kind"] = list.trim_end_matches("List").into();
                     item["apiVersion"] = "v1".into();
                 }
                 // A list in a list is refused by its kind below rather than followed.
                 match item.get("kind").and_then(Value::as_str) {
-                    Some("Pod") => unfold(number, item, pods)?,
+                    Some("Pod" | "Secret") => unfold(number, item, objects)?,
                     kind => return Err(unknown(number, kind.unwrap_or_default(), &text("apiVersion"))),
                 }
             }
@@ -115,53 +136,56 @@ fn unknown(document: usize, kind: &str, version: &str) -> ManifestError {
     ManifestError::Kind { document, kind: kind.into(), version: version.into() }
 }
 
-/// One pod, strictly.
-fn pod(document: usize, value: Value) -> Result<Pod, ManifestError> {
-    let mut unknown: Option<String> = None;
-    let mut note = |path: serde_ignored::Path<'_>| {
-        unknown.get_or_insert_with(|| field_path(&path));
-    };
-    // The message alone ("invalid type: integer `1`") says nothing in a pod of two hundred lines: which field is asked.
-    let pod: Result<Pod, _> =
-        serde_path_to_error::deserialize(serde_ignored::Deserializer::new(value, &mut note));
-    let pod = pod.map_err(|e| {
-        let (path, message) = (e.path().to_string(), e.into_inner());
-        let message = if path == "." { message.to_string() } else { format!("{path}: {message}") };
-        ManifestError::Type { document, message }
-    })?;
-    match unknown {
-        Some(field) => Err(ManifestError::UnknownField { document, field }),
-        None => Ok(pod),
+fn object(document: usize, value: Value) -> Result<Object, ManifestError> {
+    if value.get("kind").and_then(Value::as_str) == Some("Pod") {
+        return Ok(Object::Pod(Box::new(strict(document, value, |message| message)?)));
     }
+    // serde's message shows the value that is wrong: of a secret, the place must do.
+    let secret: Secret =
+        strict(document, value, |_| "invalid type or not base64; its value is not shown".into())?;
+    let secret = RegistrySecret::from_api(secret);
+    secret.map(Object::Secret).map_err(|source| ManifestError::SecretType { document, source })
 }
 
-/// `spec.containers[0].imagee`, as the API server writes it.
-fn field_path(path: &serde_ignored::Path<'_>) -> String {
-    use serde_ignored::Path;
-    match path {
-        Path::Root => String::new(),
-        Path::Seq { parent, index } => format!("{}[{index}]", field_path(parent)),
-        Path::Map { parent, key } => match field_path(parent).as_str() {
-            "" => key.clone(),
-            before => format!("{before}.{key}"),
-        },
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
-            field_path(parent)
-        }
+/// One object, strictly. `told` makes of serde's message what may be shown.
+fn strict<T: DeserializeOwned>(
+    document: usize,
+    value: Value,
+    told: impl Fn(String) -> String,
+) -> Result<T, ManifestError> {
+    // The message alone ("invalid type: integer `1`") says nothing in a pod of two hundred lines: which field is asked.
+    let object = serde_path_to_error::deserialize(&value).map_err(|e| {
+        let (path, message) = (e.path().to_string(), told(e.into_inner().to_string()));
+        let message = if path == "." { message } else { format!("{path}: {message}") };
+        ManifestError::Type { document, message }
+    })?;
+    // What serde passes over in silence, the table of types knows; what it finds beyond that is said with its own words.
+    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let form = schema::kind("v1", kind).expect("the table knows what is matched above");
+    let decoded = decode::object(form, value)
+        .map_err(|e| ManifestError::Type { document, message: told(e.to_string()) })?;
+    match decoded.strict.into_iter().next() {
+        Some(message) => Err(ManifestError::Strict { document, message }),
+        None => Ok(object),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::DockerFormat;
 
     #[test]
     fn manifests_are_read_strictly() {
         let check = |text: &str, expected: Result<&[&str], &str>| {
-            let found = pods(text.as_bytes());
+            let found = objects(text.as_bytes());
             match (found, expected) {
-                (Ok(pods), Ok(names)) => {
-                    let found: Vec<_> = pods.iter().filter_map(|p| p.metadata.name.as_deref()).collect();
+                (Ok(objects), Ok(names)) => {
+                    let name = |object: &Object| match object {
+                        Object::Pod(pod) => pod.metadata.name.clone().unwrap_or_default(),
+                        Object::Secret(secret) => format!("secret/{}", secret.name),
+                    };
+                    let found: Vec<_> = objects.iter().map(name).collect();
                     assert_eq!(found, names, "{text}");
                 }
                 (Err(e), Err(part)) => assert!(e.to_string().contains(part), "{text}\n{e}"),
@@ -205,11 +229,66 @@ mod tests {
     }
 
     #[test]
+    fn secrets_of_registries_are_read_and_nothing_of_a_secret_is_told() {
+        let check = |text: &str, expected: Result<(&str, DockerFormat, &str), &str>| {
+            let found = objects(text.as_bytes());
+            match (&found, expected) {
+                (Ok(found), Ok((name, format, text))) => {
+                    let [Object::Secret(secret)] = found.as_slice() else { panic!("{found:?}") };
+                    let place = format!("{}/{}", secret.namespace, secret.name);
+                    let found = (place.as_str(), secret.format, String::from_utf8_lossy(&secret.text));
+                    assert_eq!(found, (name, format, text.into()));
+                }
+                (Err(error), Err(expected)) => assert_eq!(error.to_string(), expected),
+                _ => panic!("{text}\n{found:?}"),
+            }
+            assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
+        };
+        let secret = |rest: &str| format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: reg}}\n{rest}");
+        let json = "type: kubernetes.io/dockerconfigjson\n";
+        let (config, cfg) = (DockerFormat::ConfigJson, DockerFormat::Cfg);
+        check(
+            &secret(&format!("{json}data: {{.dockerconfigjson: aHVudGVyMg==}}")),
+            Ok(("default/reg", config, "hunter2")),
+        );
+        check(
+            &secret(&format!(
+                "{json}stringData: {{.dockerconfigjson: hunter2}}\ndata: {{.dockerconfigjson: e30=}}"
+            )),
+            Ok(("default/reg", config, "hunter2")),
+        );
+        check(
+            &secret("type: kubernetes.io/dockercfg\ndata: {.dockercfg: e30=}")
+                .replace("{name", "{namespace: navy, name"),
+            Ok(("navy/reg", cfg, "{}")),
+        );
+        check(&secret(json), Ok(("default/reg", config, "")));
+        let list = r#"{"apiVersion":"v1","kind":"SecretList","items":[{"metadata":{"name":"l"},"type":"kubernetes.io/dockercfg"}]}"#;
+        check(list, Ok(("default/l", cfg, "")));
+        let other = |kind: &str| {
+            format!(
+                "document 1: secret \"reg\" has type \"{kind}\": a standalone board takes kubernetes.io/dockerconfigjson and kubernetes.io/dockercfg, for imagePullSecrets"
+            )
+        };
+        check(&secret("stringData: {password: hunter2}"), Err(&other("Opaque")));
+        check(
+            &secret("type: kubernetes.io/tls\nstringData: {tls.key: hunter2}"),
+            Err(&other("kubernetes.io/tls")),
+        );
+        let hidden =
+            |place: &str| format!("document 1: {place}: invalid type or not base64; its value is not shown");
+        check(&secret("data: {.dockerconfigjson: hunter2!}"), Err(&hidden("data..dockerconfigjson")));
+        check(&secret("stringData: [hunter2]"), Err(&hidden("stringData")));
+        check(&secret("data: hunter2"), Err(&hidden("data")));
+        check(&secret("date: hunter2"), Err("document 1: strict decoding error: unknown field \"date\""));
+    }
+
+    #[test]
     fn a_billion_laughs_costs_an_error_and_not_the_memory() {
         let mut text = String::from("a: &a [x,x,x,x,x,x,x,x,x]\n");
         for (this, last) in ('b'..='j').zip('a'..='i') {
             text += &format!("{this}: &{this} [{}]\n", vec![format!("*{last}"); 9].join(","));
         }
-        assert!(pods(text.as_bytes()).is_err());
+        assert!(objects(text.as_bytes()).is_err());
     }
 }

@@ -56,13 +56,25 @@ impl PodSpec {
     }
 }
 
-fn metadata(errors: &mut Errors, meta: &ObjectMeta) {
+/// What is wrong with the names of an object of another kind, most of which are named as pods are.
+pub fn object_names(namespace: &str, name: &str) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    name_and_namespace(&mut errors, namespace, Some(name));
+    errors.into_result(()).err().unwrap_or_default()
+}
+
+fn name_and_namespace(errors: &mut Errors, namespace: &str, name: Option<&str>) {
     let path = Path::new("metadata");
-    match meta.name.as_deref().unwrap_or_default() {
+    match name.unwrap_or_default() {
         "" => errors.required(&path.child("name"), "name or generateName is required"),
         name => names::subdomain(errors, &path.child("name"), name),
     }
-    names::label(errors, &path.child("namespace"), meta.namespace.as_deref().unwrap_or("default"));
+    names::label(errors, &path.child("namespace"), namespace);
+}
+
+fn metadata(errors: &mut Errors, meta: &ObjectMeta) {
+    let path = Path::new("metadata");
+    name_and_namespace(errors, meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref());
     names::file_name(errors, &path.child("uid"), meta.uid.as_deref().unwrap_or_default());
     if let Some(labels) = &meta.labels {
         names::labels(errors, &path.child("labels"), labels);

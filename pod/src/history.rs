@@ -102,4 +102,6 @@ pub struct ProbeHistory {
     pub failures: u32,
     pub last_run: Option<Duration>,
     pub passing: bool,
+    /// What the last result warned of.
+    pub warned: Option<String>,
 }

@@ -17,6 +17,7 @@
 pub mod action;
 pub mod admission;
 pub mod evict;
+pub mod fit;
 pub mod history;
 pub mod observed;
 pub mod plan;

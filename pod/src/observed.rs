@@ -1,6 +1,7 @@
 //! What is seen of one pod: facts only, never intentions.
 
 use crate::action::ActionKey;
+use crate::fit::Load;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -55,11 +56,14 @@ pub struct Observed {
     pub host_ips: Vec<IpAddr>,
     /// What the board has; `None` while nobody asked.
     pub capacity: Option<Capacity>,
+    /// What the other pods have of it. Looked at once, when this pod is first seen.
+    pub load: Load,
 }
 
 /// What a board can give its pods in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
+    pub pods: u64,
     pub cpu_millis: u64,
     pub memory_bytes: u64,
 }
@@ -168,11 +172,18 @@ pub enum ProbeKind {
     Liveness,
 }
 
+/// What one run of a probe showed; messages are for events: `HTTP probe failed with statuscode: 500`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Success,
+    /// Counts as success, and somebody should know why it may be none.
+    Warning(String),
+    Failure(String),
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeResult {
-    pub ok: bool,
-    /// For the event: `HTTP probe failed with statuscode: 500`.
-    pub message: String,
+    pub verdict: Verdict,
     pub at: Stamp,
     /// Counts results of this key since the agent started, so that a new one is told from an old one.
     pub sequence: u64,

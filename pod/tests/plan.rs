@@ -3,7 +3,8 @@
 mod model;
 
 use coracle_pod::action::Action;
-use coracle_pod::observed::{Capacity, InstanceState, ProbeKey, ProbeKind, Reason, Sandbox};
+use coracle_pod::fit::Load;
+use coracle_pod::observed::{Capacity, InstanceState, ProbeKey, ProbeKind, Reason, Sandbox, Verdict};
 use model::{Model, pod};
 use std::time::Duration;
 
@@ -380,6 +381,36 @@ fn a_startup_probe_holds_the_others_back() {
     assert_eq!(plan.wake, Some(model.now.monotonic + Duration::from_secs(7)));
 }
 
+#[test]
+fn a_probe_that_warns_has_succeeded_and_says_so_once() {
+    let text = ONE.replace(
+        "imagePullPolicy: IfNotPresent",
+        "imagePullPolicy: IfNotPresent, readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}",
+    );
+    let (mut model, start) = about_to_start(&text);
+    model.obey(&start);
+    let key = ProbeKey { instance: model.running().pop().expect("runs"), kind: ProbeKind::Readiness };
+    let mut check = |verdict: Verdict, ready: bool, warnings: &[&str]| {
+        model.plan();
+        model.judged(key.clone(), verdict.clone());
+        model.pass(Duration::from_secs(1));
+        let plan = model.plan();
+        let told = plan.events.iter().filter(|e| e.reason == "ProbeWarning").map(|e| e.message.as_str());
+        assert_eq!(told.collect::<Vec<_>>(), warnings, "{verdict:?}");
+        assert_eq!(plan.status.container_statuses.expect("statuses")[0].ready, ready, "{verdict:?}");
+    };
+    let warning = |text: &str| Verdict::Warning(text.into());
+    check(warning("a"), true, &["Readiness probe warning: a"]);
+    check(warning("a"), true, &[]);
+    check(warning("b"), true, &["Readiness probe warning: b"]);
+    check(Verdict::Success, true, &[]);
+    check(warning("b"), true, &["Readiness probe warning: b"]);
+    for ready in [true, true, false] {
+        check(Verdict::Failure("no".into()), ready, &[]);
+    }
+    check(warning("b"), true, &["Readiness probe warning: b"]);
+}
+
 /// Guards against a job that its liveness probe ended, that left with code 0 as servers do, and so had succeeded.
 #[test]
 fn what_a_probe_ended_is_started_again_whatever_its_code() {
@@ -415,7 +446,7 @@ fn a_pod_that_asks_for_more_than_the_board_has_is_rejected() {
         let text =
             ONE.replace("IfNotPresent", &format!("IfNotPresent, resources: {{requests: {resources}}}"));
         let mut model = Model::new(pod(&text));
-        model.observed.capacity = Some(Capacity { cpu_millis: 4000, memory_bytes: 1 << 30 });
+        model.observed.capacity = Some(Capacity { pods: 2, cpu_millis: 4000, memory_bytes: 1 << 30 });
         let plan = settle(&mut model);
         assert_eq!(plan.status.reason.as_deref(), expected, "{resources}");
         let phase = if expected.is_some() { "Failed" } else { "Running" };
@@ -426,6 +457,25 @@ fn a_pod_that_asks_for_more_than_the_board_has_is_rejected() {
     check("{memory: 1025Mi}", Some("OutOfmemory"));
     check("{cpu: 4001m}", Some("OutOfcpu"));
     check("{memory: 1Ei}", Some("OutOfmemory"));
+}
+
+/// Who has been admitted stays, whatever comes after: only the newcomer is rejected.
+#[test]
+fn a_pod_is_admitted_once_and_beside_the_others() {
+    let full = Load { pods: 1, cpu_millis: 3999, memory_bytes: 0 };
+    let check = |before: Load, after: Load, expected: Option<&str>| {
+        let text = ONE.replace("IfNotPresent", "IfNotPresent, resources: {requests: {cpu: 2m}}");
+        let mut model = Model::new(pod(&text));
+        model.observed.capacity = Some(Capacity { pods: 2, cpu_millis: 4000, memory_bytes: 1 << 30 });
+        model.observed.load = before;
+        model.plan();
+        model.observed.load = after;
+        let plan = settle(&mut model);
+        assert_eq!(plan.status.reason.as_deref(), expected, "{before:?}, then {after:?}");
+    };
+    check(Load::default(), full, None);
+    check(full, Load::default(), Some("OutOfcpu"));
+    check(Load { pods: 2, ..Load::default() }, Load::default(), Some("OutOfpods"));
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub use teardown::teardown;
 
 use crate::cgroup::{CgroupError, Tree};
 use crate::container::{self, About, PrepareError};
-use crate::image::{Image, ImageConfig, ImageError, ImageStore};
+use crate::image::{Credential, Image, ImageConfig, ImageError, ImageStore};
 use crate::layout::Layout;
 use crate::names::{self, HostNames};
 use crate::net::{HostPort, Network, NetworkConfig};
@@ -213,7 +213,8 @@ impl Board {
         let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
         let cpus = online.and_then(|count| u64::try_from(count).ok()).unwrap_or(u64::MAX / 1000);
         let memory_bytes = if self.memory_bytes_total == 0 { u64::MAX } else { self.memory_bytes_total };
-        Capacity { cpu_millis: cpus * 1000, memory_bytes }
+        let pods = u64::try_from(self.settings.pods_max).unwrap_or(u64::MAX);
+        Capacity { pods, cpu_millis: cpus.saturating_mul(1000), memory_bytes }
     }
 
     /// The clocks.
@@ -276,9 +277,9 @@ impl Board {
         }
     }
 
-    /// Pulls an image, resuming what an earlier attempt left.
-    pub async fn pull(&self, reference: &str) -> Result<ImageState, ActionError> {
-        let pulled = self.images.pull(reference, &[], |_| {}).await;
+    /// Pulls an image, resuming what an earlier attempt left. `credentials` are tried first, then the credential files.
+    pub async fn pull(&self, reference: &str, credentials: &[Credential]) -> Result<ImageState, ActionError> {
+        let pulled = self.images.pull(reference, credentials, |_| {}).await;
         let image = pulled.map_err(|e| ActionError { reason: e.reason(), message: e.to_string() })?;
         Ok(state_of(&image))
     }

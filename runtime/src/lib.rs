@@ -17,6 +17,7 @@ pub mod oci;
 pub mod probe;
 pub mod process;
 pub mod readiness;
+mod redirect;
 pub mod rt;
 pub mod run_dir;
 pub mod sandbox;

@@ -1,21 +1,15 @@
 //! One run of a probe: exec, HTTP GET or TCP connect, with the kubelet's verdicts and wording.
 
+mod http;
+
 use crate::board::Board;
 use crate::shim_client::ShimClient;
-use coracle_pod::observed::{InstanceId, ProbeKind};
+use coracle_pod::observed::{InstanceId, ProbeKind, Verdict};
 use coracle_pod::spec::{ContainerSpec, PodSpec, Probe, ProbeAction};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-/// Bytes of an answer that are read: enough for a status line and some headers.
-const ANSWER_BYTES_MAX: u64 = 10 * 1024;
 
 /// What is probed.
 #[derive(Debug)]
@@ -30,172 +24,47 @@ pub struct Target<'a> {
     pub ips: &'a [IpAddr],
 }
 
-/// Runs the probe once, within its own timeout: the verdict, and a message for the event when it failed.
-pub async fn run(
-    board: &Arc<Board>,
-    target: &Target<'_>,
-    kind: ProbeKind,
-    shim: &ShimClient,
-) -> (bool, String) {
+/// Runs the probe once, within its own timeout.
+pub async fn run(board: &Arc<Board>, target: &Target<'_>, kind: ProbeKind, shim: &ShimClient) -> Verdict {
     let container = target.container;
     let probe = match kind {
         ProbeKind::Startup => &container.startup,
         ProbeKind::Readiness => &container.readiness,
         ProbeKind::Liveness => &container.liveness,
     };
-    let Some(probe) = probe else { return (true, String::new()) };
-    let verdict = match &probe.action {
-        ProbeAction::Exec { command } => exec(board, target, command, probe.timeout, shim).await,
+    let Some(probe) = probe else { return Verdict::Success };
+    let own = || target.ips.first().map_or_else(|| "127.0.0.1".into(), ToString::to_string);
+    match &probe.action {
+        ProbeAction::Exec { command } => verdict(exec(board, target, command, probe.timeout, shim).await),
         ProbeAction::TcpSocket { host, port } => {
-            within(probe, connect(host.as_deref(), *port, target.ips)).await.map(|_| ())
+            let host = host.clone().unwrap_or_else(own);
+            verdict(within(probe, connect(&host, *port)).await.and_then(|connected| connected).map(drop))
         }
         ProbeAction::HttpGet { https, host, port, path, headers } => {
-            let request = http(*https, host.as_deref(), *port, path, headers, target.ips);
+            let host = host.clone().unwrap_or_else(own);
+            let first = http::Place { https: *https, host, port: *port, path: path.clone() };
             let scheme = if *https { "https" } else { "http" };
-            within(probe, request).await.map_err(|e| match e.contains("statuscode") {
-                true => e,
-                false => format!("Get \"{scheme}://:{port}{path}\": {e}"),
-            })
-        }
-    };
-    match verdict {
-        Ok(()) => (true, String::new()),
-        Err(message) => (false, message),
-    }
-}
-
-async fn within<T>(probe: &Probe, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    match tokio::time::timeout(probe.timeout, work).await {
-        Ok(result) => result,
-        Err(_) => Err("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".into()),
-    }
-}
-
-async fn connect(host: Option<&str>, port: u16, ips: &[IpAddr]) -> Result<TcpStream, String> {
-    let own = ips.first().map_or_else(|| "127.0.0.1".into(), ToString::to_string);
-    let host = host.map_or(own, String::from);
-    TcpStream::connect((host.as_str(), port))
-        .await
-        .map_err(|e| format!("dial tcp {host}:{port}: connect: {e}"))
-}
-
-/// A bare HTTP/1.1 GET, over TLS if asked: the kubelet reads no more than the status either.
-async fn http(
-    https: bool,
-    host: Option<&str>,
-    port: u16,
-    path: &str,
-    headers: &[(String, String)],
-    ips: &[IpAddr],
-) -> Result<(), String> {
-    let stream = connect(host, port, ips).await?;
-    let given = |name: &str| headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
-    let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
-    if !given("host") {
-        let own = ips.first().map_or_else(|| "localhost".into(), ToString::to_string);
-        request += &format!("Host: {}:{port}\r\n", host.map_or(own, String::from));
-    }
-    if !given("user-agent") {
-        request += "User-Agent: kube-probe/1.35\r\n";
-    }
-    if !given("accept") {
-        request += "Accept: */*\r\n";
-    }
-    for (key, value) in headers {
-        request += &format!("{key}: {value}\r\n");
-    }
-    request += "\r\n";
-    if https {
-        let name = host.map(String::from).or_else(|| ips.first().map(ToString::to_string));
-        let stream = tls(stream, &name.unwrap_or_else(|| "localhost".into())).await?;
-        return ask(stream, &request).await;
-    }
-    ask(stream, &request).await
-}
-
-async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> Result<(), String> {
-    stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
-    let mut answer = Vec::new();
-    let mut reader = stream.take(ANSWER_BYTES_MAX);
-    let mut buffer = [0; 1024];
-    while !answer.contains(&b'\n') {
-        match reader.read(&mut buffer).await.map_err(|e| e.to_string())? {
-            0 => break,
-            n => answer.extend_from_slice(&buffer[..n]),
+            match within(probe, http::get(&first, headers)).await.unwrap_or_else(Verdict::Failure) {
+                Verdict::Failure(e) if !e.contains("statuscode") => {
+                    Verdict::Failure(format!("Get \"{scheme}://:{port}{path}\": {e}"))
+                }
+                verdict => verdict,
+            }
         }
     }
-    match status(&answer) {
-        Some(code) if (200..400).contains(&code) => Ok(()),
-        Some(code) => Err(format!("HTTP probe failed with statuscode: {code}")),
-        None => Err("malformed HTTP response".into()),
-    }
 }
 
-/// TLS without checking the certificate, as the kubelet probes: the question is whether the server works.
-async fn tls(stream: TcpStream, name: &str) -> Result<tokio_rustls::client::TlsStream<TcpStream>, String> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(Unchecked(provider.clone()));
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    let name = ServerName::try_from(name.to_string()).map_err(|e| e.to_string())?;
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    connector.connect(name, stream).await.map_err(|e| e.to_string())
+fn verdict(result: Result<(), String>) -> Verdict {
+    result.map_or_else(Verdict::Failure, |()| Verdict::Success)
 }
 
-/// Takes any certificate; signatures over the handshake are still checked.
-#[derive(Debug)]
-struct Unchecked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+async fn within<T>(probe: &Probe, work: impl Future<Output = T>) -> Result<T, String> {
+    let late = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
+    tokio::time::timeout(probe.timeout, work).await.map_err(|_| late.into())
 }
 
-/// The code of an HTTP/1 status line.
-fn status(answer: &[u8]) -> Option<u16> {
-    let line = answer.split(|b| *b == b'\n').next()?;
-    let line = std::str::from_utf8(line).ok()?;
-    line.strip_prefix("HTTP/1.")?
-        .split(' ')
-        .nth(1)?
-        .trim()
-        .parse()
-        .ok()
-        .filter(|code| (100..600).contains(code))
+async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {host}:{port}: connect: {e}"))
 }
 
 async fn exec(
@@ -210,22 +79,5 @@ async fn exec(
         Some(0) => Ok(()),
         Some(_) => Err(output.text),
         None => Err(format!("command timed out: {command:?} timed out after {}s", timeout.as_secs())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::status;
-
-    #[test]
-    fn status_lines_are_read_with_care() {
-        let check = |text: &str, expected| assert_eq!(status(text.as_bytes()), expected, "{text:?}");
-        check("HTTP/1.1 200 OK\r\n", Some(200));
-        check("HTTP/1.0 503 \r\n", Some(503));
-        check("HTTP/1.1 301\r\n", Some(301));
-        check("HTTP/2 200\r\n", None);
-        check("HTTP/1.1 99999\r\n", None);
-        check("SSH-2.0-x\r\n", None);
-        check("", None);
     }
 }

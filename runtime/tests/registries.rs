@@ -20,6 +20,11 @@ struct Server {
 
 impl Server {
     fn start(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Server {
+        Server::guarded(move |path, _| answer(path))
+    }
+
+    /// One whose answer depends on who asks.
+    fn guarded(answer: impl Fn(&str, Option<&str>) -> Answer + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
         let address = listener.local_addr().expect("bound");
         let (asked, answer) = (Arc::new(Mutex::new(Vec::new())), Arc::new(answer));
@@ -38,7 +43,7 @@ impl Server {
     }
 }
 
-fn serve(mut stream: &TcpStream, answer: &dyn Fn(&str) -> Answer, log: &Mutex<Vec<Asked>>) {
+fn serve(mut stream: &TcpStream, answer: &dyn Fn(&str, Option<&str>) -> Answer, log: &Mutex<Vec<Asked>>) {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     let Some(first) = lines.next() else { return };
     let path = first.split(' ').nth(1).unwrap_or_default().to_string();
@@ -49,8 +54,8 @@ fn serve(mut stream: &TcpStream, answer: &dyn Fn(&str) -> Answer, log: &Mutex<Ve
                 name.eq_ignore_ascii_case("authorization").then(|| value.to_string()).or(authorization);
         }
     }
-    log.lock().expect("no panic").push((path.clone(), authorization));
-    let Answer(status, headers, body) = answer(&path);
+    let Answer(status, headers, body) = answer(&path, authorization.as_deref());
+    log.lock().expect("no panic").push((path, authorization));
     let head =
         format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
     // A client that hangs up has heard enough.
@@ -120,10 +125,19 @@ impl Store {
     }
 
     fn pull(&self, server: &Server) -> Result<Image, ImageError> {
+        self.pull_as(server, &["boatswain:whistle"])
+    }
+
+    /// Pulls as each of `users` who is let in.
+    fn pull_as(&self, server: &Server, users: &[&str]) -> Result<Image, ImageError> {
         let name = format!("{}/team/web:1", server.address);
-        let registry = server.address.to_string();
-        let credential = Credential { registry, user: "boatswain".into(), password: "whistle".into() };
-        self.runtime.block_on(self.store.pull(&name, &[credential], |_| {}))
+        let credential = |user: &&str| {
+            let (user, password) = user.split_once(':').expect("user:password");
+            let registry = server.address.to_string();
+            Credential { registry, user: user.into(), password: password.into() }
+        };
+        let credentials: Vec<Credential> = users.iter().map(credential).collect();
+        self.runtime.block_on(self.store.pull(&name, &credentials, |_| {}))
     }
 
     /// Names of what is in a directory of the store.
@@ -131,6 +145,23 @@ impl Store {
         let entries = std::fs::read_dir(self.dir.path().join(name)).expect("lists");
         entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
     }
+}
+
+/// A pod names several secrets for one registry: the first one that opens it counts, as with the kubelet.
+#[test]
+fn credentials_are_tried_one_after_the_other() {
+    let blobs = Blobs::of(vec![layer("a", 10)], |size| size);
+    // boatswain:whistle
+    const RIGHT: &str = "Basic Ym9hdHN3YWluOndoaXN0bGU=";
+    let registry = Server::guarded(move |path, authorization| match authorization {
+        Some(RIGHT) => blobs.answer(path),
+        _ => Answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n".into(), Vec::new()),
+    });
+    let refused = Store::open().pull_as(&registry, &["cook:ladle", "mate:hunter2"]).expect_err("no image");
+    let (kind, told) = (format!("{refused:?}"), refused.to_string());
+    assert!(kind.starts_with("Unauthorized") && told.contains("imagePullSecrets"), "{kind}");
+    assert!(!told.contains("ladle") && !told.contains("hunter2"), "{told}");
+    Store::open().pull_as(&registry, &["cook:ladle", "boatswain:whistle"]).expect("pulled as the second");
 }
 
 /// CVE-2020-15157 of containerd: a blob's host asks for a token of a server of its choice, and gets the password.

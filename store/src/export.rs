@@ -1,7 +1,8 @@
 //! The last-good export: desired state as lines of JSON beside the store, for the day the store is damaged.
 //!
 //! `DIR.export` holds one row a line and ends in a line with their number and checksum. It is replaced whole
-//! (temporary file, fsync, rename, fsync of the directory), and only when an exported record changed.
+//! (temporary file, fsync, rename, fsync of the directory), and only when an exported record changed. Nobody but its
+//! owner may read it: records may be secrets.
 
 use crate::record::{EXPORTED, split_row_key, unseal};
 use crate::{row_value, sync_dir};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Bytes of an export that are read back.
@@ -51,11 +53,20 @@ pub(crate) fn write(dir: &Path, db: &sled::Db) -> io::Result<()> {
     let trailer = Trailer { rows, crc32: crc32fast::hash(&text) };
     writeln!(text, "{}", serde_json::to_string(&trailer)?)?;
     let (target, temporary) = (path(dir), dir.with_extension("export.tmp"));
-    let mut file = File::create(&temporary)?;
+    let mut file = private(&temporary)?;
     file.write_all(&text)?;
     file.sync_all()?;
     fs::rename(&temporary, &target)?;
     sync_dir(target.parent().unwrap_or(Path::new(".")))
+}
+
+/// An empty file for its owner alone, whatever lies there already.
+fn private(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Every row of a whole export; `None` when there is none, or it is damaged.

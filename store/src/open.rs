@@ -3,8 +3,9 @@
 use crate::record::{exported_row_key, seal};
 use crate::{CACHE_BYTES, Inner, Store, StoreError, export, sync_dir, sys};
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -46,10 +47,12 @@ pub(crate) fn open(dir: &Path, check_command: Option<Command>) -> Result<Opened,
         }
     }
     let fresh = !dir.join("db").exists();
+    hide(dir).map_err(failed)?;
     let (db, file) = match sled_open(dir) {
         Err(StoreError::Damaged { message, .. }) => {
             tracing::error!(path = %dir.display(), message, "the store is damaged and is set aside");
             quarantined = Some(set_aside(dir).map_err(failed)?);
+            hide(dir).map_err(failed)?;
             sled_open(dir)?
         }
         opened => opened?,
@@ -60,6 +63,26 @@ pub(crate) fn open(dir: &Path, check_command: Option<Command>) -> Result<Opened,
     let restored = if fresh || quarantined.is_some() { restore(&store)? } else { 0 };
     sync_dir(parent).map_err(failed)?;
     Ok(Opened { store, quarantined, restored })
+}
+
+/// Makes the directory if need be, for its owner alone: records may be secrets. Stores of older versions, and their
+/// exports, were open to all.
+fn hide(dir: &Path) -> io::Result<()> {
+    const ALL_OTHERS: u32 = 0o077;
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    for path in [dir.to_path_buf(), export::path(dir)] {
+        let mode = match fs::metadata(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?.mode(),
+        };
+        if mode & ALL_OTHERS != 0 {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode & !ALL_OTHERS))?;
+        }
+    }
+    Ok(())
 }
 
 /// What the check command runs: opens the store and reads every row. The exit code says how it went; a panic or

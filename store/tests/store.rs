@@ -140,6 +140,28 @@ fn a_damaged_store_is_set_aside_whole_and_rebuilt_from_its_export() {
     assert_eq!(kept, 2, "quarantines are bounded");
 }
 
+/// Records may be secrets, and the export was open to every user of the board.
+#[test]
+fn nobody_else_may_read_what_is_stored() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("a directory");
+    let places = ["store", "store.export"].map(|name| dir.path().join(name));
+    let open_to_others = || {
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode();
+        places.iter().filter(|path| mode(path) & 0o077 != 0).collect::<Vec<_>>()
+    };
+    put(&open(dir.path()), "a", &pod("a"));
+    assert_eq!(open_to_others(), Vec::<&std::path::PathBuf>::new(), "a new store");
+    for path in &places {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("set");
+    }
+    let store = open(dir.path());
+    assert_eq!(open_to_others(), Vec::<&std::path::PathBuf>::new(), "a store of an older version");
+    fs::write(dir.path().join("store.export.tmp"), "left by a crash").expect("written");
+    put(&store, "b", &pod("b"));
+    assert_eq!(open_to_others(), Vec::<&std::path::PathBuf>::new(), "an export that replaced one");
+}
+
 #[test]
 fn a_damaged_export_restores_nothing_rather_than_half() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -19,19 +19,46 @@ pub const ADDRESS: &str = "127.0.0.1:5000";
 pub struct Registry {
     process: Child,
     netns: File,
+    /// `Authorization` of what is pushed.
+    authorization: String,
     _dir: tempfile::TempDir,
+}
+
+/// Who alone may use a closed registry: `base64(name:password)`, and the line of its htpasswd file (bcrypt).
+#[derive(Clone, Copy, Debug)]
+pub struct User {
+    /// What HTTP's Basic sends.
+    pub basic: &'static str,
+    /// `name:hash`.
+    pub htpasswd: &'static str,
 }
 
 impl Registry {
     /// Starts one with an empty store at [`ADDRESS`] of a board's network namespace.
     pub fn start(netns: &File) -> Result<Registry> {
+        Registry::start_for(netns, None)
+    }
+
+    /// As [`Registry::start`], for one user alone; what is pushed here is pushed as them.
+    pub fn start_closed(netns: &File, user: User) -> Result<Registry> {
+        Registry::start_for(netns, Some(user))
+    }
+
+    fn start_for(netns: &File, user: Option<User>) -> Result<Registry> {
         let dir = tempfile::tempdir()?;
         let config = dir.path().join("config.yml");
         let root = dir.path().join("data");
+        let (mut auth, mut authorization) = (String::new(), String::new());
+        if let Some(User { basic, htpasswd }) = user {
+            let file = dir.path().join("htpasswd");
+            std::fs::write(&file, htpasswd)?;
+            auth = format!("auth: {{htpasswd: {{realm: quay, path: {}}}}}\n", file.display());
+            authorization = format!("Authorization: Basic {basic}\r\n");
+        }
         std::fs::write(
             &config,
             format!(
-                "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{ADDRESS}\"}}\n",
+                "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{ADDRESS}\"}}\n{auth}",
                 root.display()
             ),
         )?;
@@ -39,7 +66,7 @@ impl Registry {
         command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = in_namespace(netns, || command.spawn())?;
         let process = process.context("start docker-registry: apt-get install docker-registry")?;
-        let registry = Registry { process, netns: netns.try_clone()?, _dir: dir };
+        let registry = Registry { process, netns: netns.try_clone()?, authorization, _dir: dir };
         let until = Instant::now() + deadline();
         while in_namespace(netns, || TcpStream::connect(ADDRESS).is_err())? {
             if Instant::now() > until {
@@ -82,8 +109,9 @@ impl Registry {
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: {kind}\r\n{}Content-Length: {}\r\n\r\n",
             ADDRESS,
+            self.authorization,
             body.len()
         )?;
         stream.write_all(body)?;

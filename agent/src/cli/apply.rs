@@ -3,9 +3,10 @@
 use super::client::{Client, ServerError, encode};
 use super::pods::{all, names as bare_names};
 use super::table;
+use crate::request::Kind;
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use coracle_api::manifest;
+use coracle_api::manifest::{self, Object};
 use hyper::Method;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -16,7 +17,7 @@ pub(crate) struct Delete {
     /// Pod names.
     #[arg(value_name = "NAME", required_unless_present_any = ["filename", "all"])]
     names: Vec<String>,
-    /// Manifest file, directory of them, or - for standard input.
+    /// Manifest file of pods and secrets, directory of them, or - for standard input.
     #[arg(short, long)]
     filename: Vec<PathBuf>,
     /// Every pod of the namespace that `coracle apply` made.
@@ -74,23 +75,28 @@ async fn apply_file(client: &Client, file: &Path) -> Result<()> {
     };
     let items = answer["items"].as_array().cloned().unwrap_or_default();
     if items.is_empty() {
-        bail!("no objects passed to apply: {} holds no pod", file.display());
+        bail!("no objects passed to apply: {} holds no pod and no secret", file.display());
     }
     for item in items {
         let word = |key: &str| item[key].as_str().unwrap_or_default().to_string();
-        table::print(&format!("pod/{} {}\n", word("name"), word("outcome")))?;
+        table::print(&format!("{}/{} {}\n", word("kind"), word("name"), word("outcome")))?;
     }
     Ok(())
 }
 
 pub(super) async fn delete(client: &Client, delete: &Delete) -> Result<()> {
     let named = bare_names(&delete.names)?;
-    let mut targets: Vec<(String, String)> =
-        named.into_iter().map(|n| (delete.namespace.clone(), n)).collect();
+    let mut targets: Vec<(Kind, String, String)> =
+        named.into_iter().map(|n| (Kind::Pod, delete.namespace.clone(), n)).collect();
     for file in files(&delete.filename)? {
-        for pod in manifest::pods(&read(&file)?).with_context(|| format!("{}", file.display()))? {
-            let namespace = pod.metadata.namespace.unwrap_or_else(|| "default".into());
-            targets.push((namespace, pod.metadata.name.unwrap_or_default()));
+        for object in manifest::objects(&read(&file)?).with_context(|| format!("{}", file.display()))? {
+            targets.push(match object {
+                Object::Pod(pod) => {
+                    let namespace = pod.metadata.namespace.unwrap_or_else(|| "default".into());
+                    (Kind::Pod, namespace, pod.metadata.name.unwrap_or_default())
+                }
+                Object::Secret(secret) => (Kind::Secret, secret.namespace, secret.name),
+            });
         }
     }
     if delete.all {
@@ -99,7 +105,7 @@ pub(super) async fn delete(client: &Client, delete: &Delete) -> Result<()> {
             let applied =
                 annotations.get("kubernetes.io/config.source").is_some_and(|source| source == "api");
             if applied && pod.metadata.namespace.as_deref() == Some(&delete.namespace) {
-                targets.push((delete.namespace.clone(), pod.metadata.name.unwrap_or_default()));
+                targets.push((Kind::Pod, delete.namespace.clone(), pod.metadata.name.unwrap_or_default()));
             }
         }
         if targets.is_empty() {
@@ -114,13 +120,16 @@ pub(super) async fn delete(client: &Client, delete: &Delete) -> Result<()> {
         given => given,
     };
     let (mut uids, mut failed) = (Vec::new(), None);
-    for (namespace, name) in &targets {
+    for (kind, namespace, name) in &targets {
+        let grace = grace.filter(|_| *kind == Kind::Pod);
         let query = grace.map(|g| format!("?gracePeriodSeconds={g}")).unwrap_or_default();
-        let path = format!("/api/v1/namespaces/{}/pods/{}{query}", encode(namespace), encode(name));
+        let (place, resource) = (encode(namespace), kind.resource());
+        let path = format!("/api/v1/namespaces/{place}/{resource}/{}{query}", encode(name));
         match client.object(Method::DELETE, &path, Vec::new()).await {
-            Ok(pod) => {
-                table::print(&format!("pod \"{name}\" deleted\n"))?;
-                uids.extend(pod["metadata"]["uid"].as_str().map(String::from));
+            Ok(deleted) => {
+                table::print(&format!("{} \"{name}\" deleted\n", kind.word()))?;
+                // A secret is gone at once and shows no uid.
+                uids.extend(deleted["metadata"]["uid"].as_str().map(String::from));
             }
             Err(error) => {
                 let refused = error.downcast::<ServerError>()?;

@@ -1,16 +1,18 @@
 //! How facts arrive: adoption at start, answers of actions, and what the shims tell.
 
-use super::{Engine, Entry, Message, perform::Done};
+use super::{Engine, Entry, Message, has_ended, perform::Done};
 use crate::record::{HistoryRecord, PodRecord, Source};
-use crate::request::{Change, ChangeKind, Refusal};
+use crate::request::{Change, ChangeKind, Kind, Refusal};
+use coracle_pod::action::Plan;
 use coracle_pod::evict::{self, Candidate};
+use coracle_pod::fit::Load;
 use coracle_pod::observed::{Cause, Failure, ImageState, Instance, InstanceState, ProbeResult, Sandbox};
 use coracle_pod::spec::PodUid;
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
 use coracle_runtime::layout::parse_instance;
 use coracle_runtime::shim_client::ShimEvent;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -30,7 +32,7 @@ impl Engine {
     /// Takes a stored or new pod in, and finds out what of it exists on the board.
     pub(super) async fn insert(&mut self, record: PodRecord) -> Result<PodUid, Refusal> {
         let name = record.pod.metadata.name.clone().unwrap_or_default();
-        let spec = admit(&record.pod).map_err(|message| Refusal::invalid(&name, &message))?;
+        let spec = admit(&record.pod).map_err(|message| Refusal::invalid(Kind::Pod, &name, &message))?;
         let uid = spec.uid.clone();
         let history = match self.store.get::<HistoryRecord>(&uid.0) {
             Ok(history) => history.map_or_else(History::default, |h| h.0),
@@ -84,6 +86,34 @@ impl Engine {
         }
         if let Err(error) = self.board.reconcile_network(&known).await {
             error!(%error, "the network cannot be brought in line");
+        }
+    }
+
+    /// Pods to be planned: those that were admitted, then the newcomers in the order in which they came.
+    pub(super) fn dirty_in_order(&mut self) -> Vec<PodUid> {
+        let mut dirty: Vec<PodUid> = std::mem::take(&mut self.dirty).into_iter().collect();
+        dirty.sort_by_cached_key(|uid| {
+            let entry = self.pods.get(uid)?;
+            let new = entry.history.first_seen.is_none();
+            Some((new, entry.record.pod.metadata.creation_timestamp.clone(), entry.resource_version))
+        });
+        dirty
+    }
+
+    /// What the pods that were admitted before this one ask for: also those whose plans of this very round are not
+    /// durable yet. A pod that ended counts until its sandbox is gone.
+    pub(super) fn look_at_load(&mut self, newcomer: &PodUid) {
+        let planned: BTreeMap<&PodUid, &Plan> = self.pending.plans.iter().map(|(uid, p)| (uid, p)).collect();
+        let admitted = |(uid, entry): &(&PodUid, &Entry)| {
+            let plan = planned.get(uid);
+            let history = plan.map_or(&entry.history, |plan| &plan.history);
+            let ended = entry.observed.sandbox == Sandbox::Absent
+                && (history.failed.is_some() || has_ended(plan.map_or(&entry.status, |plan| &plan.status)));
+            history.first_seen.is_some() && !ended && *uid != newcomer
+        };
+        let load = Load::of(self.pods.iter().filter(admitted).map(|(_, entry)| &*entry.spec));
+        if let Some(entry) = self.pods.get_mut(newcomer) {
+            entry.observed.load = load;
         }
     }
 
@@ -203,13 +233,13 @@ impl Engine {
                 entry.observed.instances.remove(&instance);
             }
             Done::Signalled => {}
-            Done::Probed { key, ok, message } => {
+            Done::Probed { key, verdict } => {
                 entry.probe_sequence += 1;
                 let sequence = entry.probe_sequence;
                 entry.observed.probes.retain(|known, _| {
                     known.instance.container != key.instance.container || known.instance == key.instance
                 });
-                entry.observed.probes.insert(key, ProbeResult { ok, message, at: now, sequence });
+                entry.observed.probes.insert(key, ProbeResult { verdict, at: now, sequence });
             }
             Done::Failed { reason, message, residue } => {
                 succeeded = false;

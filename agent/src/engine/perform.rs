@@ -2,11 +2,12 @@
 
 use super::Message;
 use coracle_pod::action::Action;
-use coracle_pod::observed::{ImageState, InstanceId, ProbeKey, Reason, Stamp};
+use coracle_pod::observed::{ImageState, InstanceId, ProbeKey, Reason, Stamp, Verdict};
 use coracle_pod::spec::ContainerSpec;
 use coracle_pod::{ActionKey, PodSpec};
 use coracle_runtime::board::{ActionError, Board};
 use coracle_runtime::container::About;
+use coracle_runtime::image::Credential;
 use coracle_runtime::probe;
 use coracle_runtime::shim_client::{ShimClient, ShimEvent};
 use std::net::IpAddr;
@@ -38,8 +39,7 @@ pub(crate) enum Done {
     Signalled,
     Probed {
         key: ProbeKey,
-        ok: bool,
-        message: String,
+        verdict: Verdict,
     },
     /// `residue`: something of the pod may be left on the board.
     Failed {
@@ -55,6 +55,8 @@ pub(super) struct Task {
     pub spec: Arc<PodSpec>,
     pub shim: Option<ShimClient>,
     pub ips: Vec<IpAddr>,
+    /// For a pull: those of the pod's `imagePullSecrets`.
+    pub credentials: Vec<Credential>,
     pub inbox: mpsc::Sender<Message>,
     pub running: Vec<InstanceId>,
 }
@@ -76,7 +78,7 @@ impl Task {
         let (board, pod) = (&self.board, &self.spec);
         match action {
             Action::PullImage { image, always: _ } => {
-                let state = board.pull(&image).await?;
+                let state = board.pull(&image, &self.credentials).await?;
                 Ok(Done::Image { image, state })
             }
             Action::CreateSandbox => {
@@ -100,13 +102,13 @@ impl Task {
             }
             Action::Probe { key } => {
                 let container = self.container(&key.instance.container)?;
-                let (ok, message) = if self.running.contains(&key.instance) {
+                let verdict = if self.running.contains(&key.instance) {
                     let target = probe::Target { pod, container, instance: &key.instance, ips: &self.ips };
                     probe::run(board, &target, key.kind, self.shim()?).await
                 } else {
-                    (false, "the container does not run".into())
+                    Verdict::Failure("the container does not run".into())
                 };
-                Ok(Done::Probed { key, ok, message })
+                Ok(Done::Probed { key, verdict })
             }
         }
     }

@@ -3,10 +3,11 @@
 //! A request that changes something is answered once its change is durable ([`Answer`]); one that only reads is
 //! answered at once.
 
-use super::{Answer, Engine, Entry, WATCH_MAX, facts};
-use crate::record::{PodRecord, Source};
-use crate::request::{Applied, Change, ChangeKind, Outcome, Refusal, Request, Target};
+use super::{Answer, Engine, Entry, WATCH_MAX, facts, secrets};
+use crate::record::{PodRecord, SecretRecord, Source};
+use crate::request::{Applied, Change, ChangeKind, Kind, Outcome, Refusal, Request, Target};
 use crate::sources::{self, FileManifest};
+use coracle_api::manifest::Object;
 use coracle_pod::observed::InstanceState;
 use coracle_pod::spec::PodUid;
 use k8s_openapi::api::core::v1::Pod;
@@ -15,6 +16,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
+
+/// Pods that ended or were rejected, beside those that run (`pods_max`).
+const ENDED_MAX: usize = 1000;
 
 impl Engine {
     pub(super) async fn answer(&mut self, request: Request) {
@@ -31,7 +35,7 @@ impl Engine {
             Request::Container { namespace, name, container, answer } => {
                 answer.send(self.target(&namespace, &name, &container)).is_ok()
             }
-            Request::Apply { pods, answer } => match self.apply(pods, &Source::Apply).await {
+            Request::Apply { objects, answer } => match self.apply(objects, &Source::Apply).await {
                 Ok(applied) => {
                     self.pending.answers.push(Answer::Applied(answer, applied));
                     true
@@ -42,6 +46,15 @@ impl Engine {
                 match self.delete(&namespace, &name, grace_seconds) {
                     Ok(pod) => {
                         self.pending.answers.push(Answer::Deleted(answer, Box::new(pod)));
+                        true
+                    }
+                    Err(refusal) => answer.send(Err(refusal)).is_ok(),
+                }
+            }
+            Request::DeleteSecret { namespace, name, answer } => {
+                match self.delete_secret(&namespace, &name) {
+                    Ok(()) => {
+                        self.pending.answers.push(Answer::SecretDeleted(answer));
                         true
                     }
                     Err(refusal) => answer.send(Err(refusal)).is_ok(),
@@ -76,7 +89,7 @@ impl Engine {
 
     fn target(&self, namespace: &str, name: &str, container: &str) -> Result<Target, Refusal> {
         let entry = self.find(namespace, name).and_then(|uid| self.pods.get(uid));
-        let entry = entry.ok_or_else(|| Refusal::not_found(name))?;
+        let entry = entry.ok_or_else(|| Refusal::not_found(Kind::Pod, name))?;
         let phase = entry.shown().status.and_then(|status| status.phase);
         if let Some(phase @ ("Succeeded" | "Failed")) = phase.as_deref() {
             return Err(Refusal::bad_request(format!(
@@ -108,21 +121,36 @@ impl Engine {
         }
     }
 
-    /// Validates all, then stores all: a request with one bad pod changes nothing.
-    async fn apply(&mut self, pods: Vec<Pod>, source: &Source) -> Result<Vec<Applied>, Refusal> {
+    /// Validates all, then stores all: a request with one bad object changes nothing.
+    async fn apply(&mut self, objects: Vec<Object>, source: &Source) -> Result<Vec<Applied>, Refusal> {
         let mut accepted = Vec::new();
-        for mut pod in pods {
-            let namespace = pod.metadata.namespace.get_or_insert_with(|| "default".into()).clone();
-            let name = pod.metadata.name.clone().unwrap_or_default();
-            pod.status = None;
-            pod.metadata.uid = Some(sources::uid(&pod, source));
-            facts::admit(&pod).map_err(|message| Refusal::invalid(&name, &message))?;
-            accepted.push((namespace, name, pod));
+        for object in objects {
+            accepted.push(match object {
+                Object::Secret(secret) => Accepted::Secret(secrets::admit(&secret, source)?),
+                Object::Pod(mut pod) => {
+                    pod.metadata.namespace.get_or_insert_with(|| "default".into());
+                    pod.status = None;
+                    pod.metadata.uid = Some(sources::uid(&pod, source));
+                    let name = pod.metadata.name.clone().unwrap_or_default();
+                    facts::admit(&pod).map_err(|message| Refusal::invalid(Kind::Pod, &name, &message))?;
+                    Accepted::Pod(pod)
+                }
+            });
         }
         let mut applied = Vec::new();
-        for (namespace, name, pod) in accepted {
-            let outcome = self.place(&namespace, &name, pod, source).await?;
-            applied.push(Applied { namespace, name, outcome });
+        for object in accepted {
+            let (kind, (namespace, name), outcome) = match object {
+                Accepted::Secret(record) => {
+                    let key = (record.namespace.clone(), record.name.clone());
+                    (Kind::Secret, key, self.place_secret(record)?)
+                }
+                Accepted::Pod(pod) => {
+                    let (namespace, name) = names(&pod);
+                    let outcome = self.place(&namespace, &name, *pod, source).await?;
+                    (Kind::Pod, (namespace, name), outcome)
+                }
+            };
+            applied.push(Applied { kind, namespace, name, outcome });
         }
         Ok(applied)
     }
@@ -135,28 +163,16 @@ impl Engine {
         source: &Source,
     ) -> Result<Outcome, Refusal> {
         let existing = self.find(namespace, name).cloned();
-        if existing.is_none() && self.pods.len() >= self.board.settings().pods_max {
-            return Err(Refusal {
-                code: 403,
-                reason: "Forbidden",
-                message: format!(
-                    "this board runs {} pods at most (pods_max)",
-                    self.board.settings().pods_max
-                ),
-            });
+        // Those that have no room are known too, and are shown as rejected.
+        let known_max = self.board.settings().pods_max.saturating_add(ENDED_MAX);
+        if existing.is_none() && self.pods.len() >= known_max {
+            let message = format!("this board keeps {known_max} pods at most: delete some that ended");
+            return Err(Refusal { code: 403, reason: "Forbidden", message });
         }
         let uid = PodUid(pod.metadata.uid.clone().unwrap_or_default());
         if let Some(old) = existing.as_ref().and_then(|uid| self.pods.get(uid)) {
             if old.record.source != *source {
-                let owner = match &old.record.source {
-                    Source::Manifest(file) => format!("the manifest {file}"),
-                    Source::Apply => "coracle apply".into(),
-                };
-                return Err(Refusal {
-                    code: 409,
-                    reason: "Conflict",
-                    message: format!("pod {namespace}/{name} belongs to {owner}; change it there"),
-                });
+                return Err(Refusal::conflict(Kind::Pod, namespace, name, &old.record.source));
             }
             if old.spec.uid == uid && old.record.deletion_grace_seconds.is_none() {
                 return Ok(Outcome::Unchanged);
@@ -190,16 +206,10 @@ impl Engine {
     }
 
     fn delete(&mut self, namespace: &str, name: &str, grace: Option<i64>) -> Result<Pod, Refusal> {
-        let uid = self.find(namespace, name).cloned().ok_or_else(|| Refusal::not_found(name))?;
+        let uid = self.find(namespace, name).cloned().ok_or_else(|| Refusal::not_found(Kind::Pod, name))?;
         let entry = &self.pods[&uid];
         if let Source::Manifest(file) = &entry.record.source {
-            return Err(Refusal {
-                code: 403,
-                reason: "Forbidden",
-                message: format!(
-                    "pod {namespace}/{name} belongs to the manifest {file}; remove that file instead"
-                ),
-            });
+            return Err(Refusal::owned(Kind::Pod, namespace, name, file));
         }
         self.mark_deleted(&uid, grace);
         Ok(self.pods[&uid].shown())
@@ -230,37 +240,39 @@ impl Engine {
     }
 
     pub(super) async fn manifests(&mut self, files: Vec<FileManifest>) {
-        let mut wanted = BTreeSet::new();
+        let (mut pods, mut secrets) = (BTreeSet::new(), BTreeSet::new());
         let mut unreadable = BTreeSet::new();
+        let mut readable = Vec::new();
         for file in files {
-            let source = Source::Manifest(file.name.clone());
-            match file.pods {
+            match file.objects {
                 Err(error) => {
-                    warn!(file = file.name, %error, "manifest not used; its pods stay as they are");
-                    self.events.node_warning(
-                        "FailedManifest",
-                        &format!("{}: {error}", file.name),
-                        self.board.now().wall,
-                    );
+                    warn!(file = file.name, %error, "manifest not used; what it had stays as it is");
+                    self.manifest_warning(&file.name, &error);
                     unreadable.insert(file.name);
                 }
-                Ok(pods) => {
-                    for pod in pods {
-                        let key = (
-                            pod.metadata.namespace.clone().unwrap_or_else(|| "default".into()),
-                            pod.metadata.name.clone().unwrap_or_default(),
-                        );
-                        wanted.insert((file.name.clone(), key));
-                        // One by one: a bad pod must not keep its neighbours from running.
-                        if let Err(refusal) = self.apply(vec![pod], &source).await {
-                            warn!(file = file.name, message = refusal.message, "pod of a manifest not used");
-                            self.events.node_warning(
-                                "FailedManifest",
-                                &format!("{}: {}", file.name, refusal.message),
-                                self.board.now().wall,
-                            );
-                        }
+                Ok(objects) => {
+                    for object in &objects {
+                        match object {
+                            Object::Pod(pod) => pods.insert((file.name.clone(), names(pod))),
+                            Object::Secret(secret) => {
+                                let key = (secret.namespace.clone(), secret.name.clone());
+                                secrets.insert((file.name.clone(), key))
+                            }
+                        };
                     }
+                    readable.push((file.name, objects));
+                }
+            }
+        }
+        // Before the others come: a secret may have moved from one file to another.
+        self.remove_orphaned_secrets(&secrets, &unreadable);
+        for (file, objects) in readable {
+            let source = Source::Manifest(file.clone());
+            for object in objects {
+                // One by one: a bad object must not keep its neighbours from running.
+                if let Err(refusal) = self.apply(vec![object], &source).await {
+                    warn!(file, message = refusal.message, "object of a manifest not used");
+                    self.manifest_warning(&file, &refusal.message);
                 }
             }
         }
@@ -270,7 +282,7 @@ impl Engine {
             .filter(|(_, e)| match &e.record.source {
                 Source::Manifest(file) => {
                     let key = (file.clone(), (e.spec.namespace.clone(), e.spec.name.clone()));
-                    !unreadable.contains(file) && !wanted.contains(&key)
+                    !unreadable.contains(file) && !pods.contains(&key)
                 }
                 Source::Apply => false,
             })
@@ -280,4 +292,20 @@ impl Engine {
             self.mark_deleted(&uid, None);
         }
     }
+
+    fn manifest_warning(&mut self, file: &str, message: &str) {
+        self.events.node_warning("FailedManifest", &format!("{file}: {message}"), self.board.now().wall);
+    }
+}
+
+/// An object that may be placed.
+enum Accepted {
+    Pod(Box<Pod>),
+    Secret(SecretRecord),
+}
+
+/// Namespace and name.
+fn names(pod: &Pod) -> secrets::Key {
+    let namespace = pod.metadata.namespace.clone().unwrap_or_else(|| "default".into());
+    (namespace, pod.metadata.name.clone().unwrap_or_default())
 }

@@ -1,7 +1,7 @@
 //! `GET /containerLogs/NS/POD/CONTAINER`.
 
 use super::{Context, Query, Response, receiver_stream, streaming};
-use crate::request::{Change, ChangeKind, Refusal, Request};
+use crate::request::{Change, ChangeKind, Kind, Refusal, Request};
 use bytes::Bytes;
 use coracle_pod::spec::PodUid;
 use coracle_runtime::log::{self, LogOptions};
@@ -106,7 +106,7 @@ fn find(pods: Vec<Pod>, namespace: &str, name: &str, container: &str) -> Result<
     let named = |p: &Pod| {
         p.metadata.name.as_deref() == Some(name) && p.metadata.namespace.as_deref() == Some(namespace)
     };
-    let pod = pods.into_iter().find(named).ok_or_else(|| Refusal::not_found(name))?;
+    let pod = pods.into_iter().find(named).ok_or_else(|| Refusal::not_found(Kind::Pod, name))?;
     let mut known =
         pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
     if known.any(|c| c.name == container) {

@@ -3,6 +3,7 @@
 use super::{BACKOFF_FORGIVEN, Planner, next_delay, word};
 use crate::ActionKey;
 use crate::action::EventType;
+use crate::fit;
 use crate::observed::{Cause, Exit, Failure, InstanceState, Reason, Sandbox};
 use crate::spec::{PodSpec, RestartPolicy};
 
@@ -14,7 +15,10 @@ const NOT_STARTED_CODE: i32 = 128;
 impl Planner<'_> {
     pub(super) fn learn(&mut self) {
         let now = self.stamp();
-        self.history.first_seen.get_or_insert_with(|| now.clone());
+        if self.history.first_seen.is_none() {
+            self.history.first_seen = Some(now.clone());
+            self.admit();
+        }
         if self.spec.deletion.is_some() {
             self.history.deletion_seen.get_or_insert(now);
         }
@@ -22,7 +26,6 @@ impl Planner<'_> {
             self.learn_container(&container.name, init);
         }
         self.learn_sandbox();
-        self.learn_capacity();
         self.learn_deadline();
         self.learn_eviction();
     }
@@ -169,28 +172,14 @@ impl Planner<'_> {
         }
     }
 
-    /// A pod that asks for more than the whole board has can never run here: the kubelet rejects it.
-    fn learn_capacity(&mut self) {
-        let Some(capacity) = self.seen.capacity.filter(|_| self.history.containers.is_empty()) else {
-            return;
-        };
-        if self.history.failed.is_some() || self.spec.deletion.is_some() {
-            return;
+    /// Once, when the pod comes: the kubelet rejects for good what has no room then, and keeps what had.
+    fn admit(&mut self) {
+        let Some(capacity) = self.seen.capacity.filter(|_| self.spec.deletion.is_none()) else { return };
+        if let Err(shortage) = fit::check(self.spec, &self.seen.load, &capacity) {
+            let why = shortage.to_string();
+            self.history.failed = Some((shortage.reason().into(), format!("Pod was rejected: {why}")));
+            self.event(EventType::Warning, shortage.reason(), why, None);
         }
-        let asked = &self.spec.resources;
-        let [cpu, memory] =
-            [asked.cpu_request_millis, asked.memory_request_bytes].map(Option::unwrap_or_default);
-        let (reason, what, requested, capacity) = if cpu > capacity.cpu_millis {
-            ("OutOfcpu", "cpu", cpu, capacity.cpu_millis)
-        } else if memory > capacity.memory_bytes {
-            ("OutOfmemory", "memory", memory, capacity.memory_bytes)
-        } else {
-            return;
-        };
-        let why =
-            format!("Node didn't have enough resource: {what}, requested: {requested}, capacity: {capacity}");
-        self.history.failed = Some((reason.into(), format!("Pod was rejected: {why}")));
-        self.event(EventType::Warning, reason, why, None);
     }
 
     fn learn_eviction(&mut self) {

@@ -4,7 +4,7 @@ use super::Planner;
 use crate::ActionKey;
 use crate::action::{Action, EventType};
 use crate::history::ProbeHistory;
-use crate::observed::{ProbeKey, ProbeKind};
+use crate::observed::{ProbeKey, ProbeKind, Verdict};
 use crate::spec::{ContainerSpec, Probe};
 
 impl Planner<'_> {
@@ -64,24 +64,36 @@ impl Planner<'_> {
             return;
         }
         counters.last_sequence = result.sequence;
-        if result.ok {
-            counters.failures = 0;
-            counters.successes = counters.successes.saturating_add(1);
-            counters.passing |= counters.successes >= probe.success_threshold;
-            return;
-        }
+        let title = match kind {
+            ProbeKind::Startup => "Startup",
+            ProbeKind::Readiness => "Readiness",
+            ProbeKind::Liveness => "Liveness",
+        };
+        let why = match result.verdict {
+            Verdict::Failure(why) => why,
+            Verdict::Success => {
+                counters.succeeded(probe);
+                counters.warned = None;
+                return;
+            }
+            Verdict::Warning(why) => {
+                counters.succeeded(probe);
+                // The kubelet says it each time; once is enough for what stays so, and for the log on flash.
+                if counters.warned.replace(why.clone()).as_ref() != Some(&why) {
+                    let message = format!("{title} probe warning: {why}");
+                    self.event(EventType::Warning, "ProbeWarning", message, Some((name, false)));
+                }
+                return;
+            }
+        };
+        counters.warned = None;
         counters.successes = 0;
         counters.failures = counters.failures.saturating_add(1);
         let beyond = counters.failures >= probe.failure_threshold;
         if beyond && kind == ProbeKind::Readiness {
             counters.passing = false;
         }
-        let title = match kind {
-            ProbeKind::Startup => "Startup",
-            ProbeKind::Readiness => "Readiness",
-            ProbeKind::Liveness => "Liveness",
-        };
-        let message = format!("{title} probe failed: {}", result.message);
+        let message = format!("{title} probe failed: {why}");
         self.event(EventType::Warning, "Unhealthy", message, Some((name, false)));
         if beyond && kind != ProbeKind::Readiness {
             let what = title.to_lowercase();
@@ -110,6 +122,14 @@ impl Planner<'_> {
             let now = self.now.monotonic;
             self.counters(name, kind, instance.attempt).last_run = Some(now);
         }
+    }
+}
+
+impl ProbeHistory {
+    fn succeeded(&mut self, probe: &Probe) {
+        self.failures = 0;
+        self.successes = self.successes.saturating_add(1);
+        self.passing |= self.successes >= probe.success_threshold;
     }
 }
 

@@ -3,7 +3,7 @@
 use coracle_pod::action::{Action, Plan};
 use coracle_pod::observed::{
     BootId, Cause, Exit, Failure, ImageState, Instance, InstanceId, InstanceState, Now, ProbeResult, Reason,
-    Sandbox, Stamp,
+    Sandbox, Stamp, Verdict,
 };
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
 use std::collections::BTreeMap;
@@ -22,8 +22,10 @@ pub struct Model {
 }
 
 pub fn pod(yaml: &str) -> PodSpec {
-    let pods = coracle_api::manifest::pods(yaml.as_bytes()).expect("a manifest");
-    let mut pod = pods.into_iter().next().expect("one pod");
+    let objects = coracle_api::manifest::objects(yaml.as_bytes()).expect("a manifest");
+    let Some(coracle_api::manifest::Object::Pod(mut pod)) = objects.into_iter().next() else {
+        panic!("one pod")
+    };
     pod.metadata.uid = Some("0b9a".into());
     PodSpec::from_api(&pod).expect("a valid pod")
 }
@@ -172,8 +174,12 @@ impl Model {
     }
 
     pub fn probed(&mut self, key: coracle_pod::observed::ProbeKey, ok: bool) {
+        self.judged(key, if ok { Verdict::Success } else { Verdict::Failure("no".into()) });
+    }
+
+    pub fn judged(&mut self, key: coracle_pod::observed::ProbeKey, verdict: Verdict) {
         self.sequence += 1;
-        let result = ProbeResult { ok, message: "no".into(), at: self.stamp(), sequence: self.sequence };
+        let result = ProbeResult { verdict, at: self.stamp(), sequence: self.sequence };
         self.observed.in_flight.remove(&ActionKey::Probe(key.clone()));
         self.observed.probes.insert(key, result);
     }

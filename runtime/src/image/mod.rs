@@ -13,6 +13,7 @@
 //! Left out on purpose: building, pushing, signatures, and sharing layers between agents.
 
 mod archive;
+mod credential;
 mod digest;
 mod error;
 mod gc;
@@ -23,12 +24,12 @@ mod reference;
 mod registry;
 mod unpack;
 
+pub use credential::{Credential, DockerConfigError, docker_cfg, docker_config};
 pub use digest::Digest;
 pub use error::{Also, ImageError};
 pub use gc::Freed;
 pub use pull::Progress;
 pub use reference::Reference;
-pub use registry::Credential;
 pub use unpack::UnpackError;
 
 use oci_spec::image::ImageConfiguration;

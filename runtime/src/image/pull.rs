@@ -3,11 +3,12 @@
 //! A layer's bytes go to `tmp/blob-HEX`, which outlives an interruption of any kind. Once whole and verified they
 //! are unpacked and removed. An interrupted stream is resumed at once a few times before the pull fails.
 
+use super::credential::Credential;
 use super::digest::{Digest, Hashing};
 use super::error::Also;
 use super::platform::describe;
 use super::reference::Reference;
-use super::registry::{Credential, Registry, endpoints};
+use super::registry::{Endpoint, Registry, candidates, endpoints};
 use super::unpack::{self, Compression};
 use super::{Image, ImageError, ImageStore, diff_ids, parse_config};
 use futures_util::{FutureExt, StreamExt};
@@ -55,7 +56,8 @@ pub enum Progress {
 }
 
 impl ImageStore {
-    /// Pulls an image from its mirrors in order, then its registry. Idempotent; safe to abandon and to repeat.
+    /// Pulls an image from its mirrors in order, then its registry. `credentials` are tried before those of the
+    /// credential files. Idempotent; safe to abandon and to repeat.
     ///
     /// # Errors
     /// The last place's, with what the others said; see [`ImageError::reason`].
@@ -70,16 +72,36 @@ impl ImageStore {
         let places = endpoints(&self.config, &reference);
         let last = places.len() - 1;
         for (number, endpoint) in places.into_iter().enumerate() {
-            let mut registry = Registry::new(endpoint, &reference, credentials, &self.config)?;
-            match self.pull_from(&mut registry, &reference, &progress).await {
+            let place = endpoint.host().to_string();
+            match self.pull_at(endpoint, &reference, credentials, &progress).await {
                 Ok(image) => return Ok(image),
                 Err(error) if number == last => return Err(with_mirrors(error, also)),
                 // What is wrong with the image itself, or with this board's disk, no other place mends.
                 Err(error) if !is_places_fault(&error) => return Err(error),
-                Err(error) => also.push(format!("{}: {error}", registry.place())),
+                Err(error) => also.push(format!("{place}: {error}")),
             }
         }
         unreachable!("the registry itself is always among the places")
+    }
+
+    /// From one place, as each who may have access there.
+    async fn pull_at(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        reference: &Reference,
+        credentials: &[Credential],
+        progress: &(impl Fn(Progress) + Send + Sync),
+    ) -> Result<Image, ImageError> {
+        let mut others = candidates(&endpoint, reference, credentials, &self.config)?.into_iter();
+        let mut registry = Registry::new(endpoint, reference, others.next())?;
+        loop {
+            let result = self.pull_from(&mut registry, reference, progress).await;
+            let denied = matches!(result, Err(ImageError::Unauthorized { .. }));
+            match others.next().filter(|_| denied) {
+                Some(other) => registry.log_in_as(other),
+                None => return result,
+            }
+        }
     }
 
     async fn pull_from(

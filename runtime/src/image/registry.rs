@@ -4,9 +4,11 @@
 //! A connection is made for a pull and dropped after it: an idle board keeps no TLS state in memory. Everything
 //! that a registry says is bounded and checked; a redirect to another host takes no credentials along.
 
+use super::credential::{self, Credential};
 use super::error::Also;
 use super::reference::Reference;
 use super::{DOCUMENT_BYTES_MAX, ImageConfig, ImageError};
+use crate::redirect::redirected;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -20,7 +22,6 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 /// Redirects of one request.
@@ -31,33 +32,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of a token answer or an error.
 const SMALL_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of a credential file.
-const CREDENTIAL_BYTES_MAX: u64 = 1 << 20;
 
 pub(super) const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json";
-
-/// A user of one registry.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credential {
-    /// `registry.example:5000`.
-    pub registry: String,
-    /// User name.
-    pub user: String,
-    /// Password or token.
-    pub password: String,
-}
-
-impl std::fmt::Debug for Credential {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The password stays out of logs.
-        f.debug_struct("Credential")
-            .field("registry", &self.registry)
-            .field("user", &self.user)
-            .finish_non_exhaustive()
-    }
-}
 
 /// One place that may have an image: a mirror, or the registry itself.
 #[derive(Clone, Debug)]
@@ -65,6 +43,13 @@ pub(super) struct Endpoint {
     /// `https://host:port` and a mirror's path.
     base: String,
     host: String,
+}
+
+impl Endpoint {
+    /// The name of the place, for errors.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
 }
 
 /// Where to ask for `reference`: mirrors in order, then the registry.
@@ -92,6 +77,26 @@ pub(super) fn endpoints(config: &ImageConfig, reference: &Reference) -> Vec<Endp
     list
 }
 
+/// Who may be asked for at a place, in the order in which it is tried: what the pod brings, then the files.
+pub(super) fn candidates(
+    endpoint: &Endpoint,
+    reference: &Reference,
+    credentials: &[Credential],
+    config: &ImageConfig,
+) -> Result<Vec<Credential>, ImageError> {
+    let mut known = credentials.to_vec();
+    for file in &config.credential_files {
+        known.extend(credential::credential_file(file)?);
+    }
+    // A mirror gets its own credentials only, never those of the registry that it stands for.
+    let place = endpoint.base.split_once("://").map_or(endpoint.base.as_str(), |(_, place)| place);
+    let mut places = vec![format!("{place}/{}", reference.repository)];
+    if endpoint.host == reference.registry || is_hub(&endpoint.host) {
+        places.push(reference.name());
+    }
+    Ok(credential::candidates(known, &places))
+}
+
 /// Registries on this very machine speak HTTP, as every runtime assumes.
 fn is_loopback(place: &str) -> bool {
     let host = place.split('/').next().unwrap_or(place);
@@ -115,8 +120,7 @@ impl Registry {
     pub(super) fn new(
         endpoint: Endpoint,
         reference: &Reference,
-        credentials: &[Credential],
-        config: &ImageConfig,
+        credential: Option<Credential>,
     ) -> Result<Registry, ImageError> {
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
@@ -127,24 +131,13 @@ impl Registry {
         let client = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(2)
             .build(https.wrap_connector(connector));
-        let named = [endpoint.host.as_str(), reference.registry.as_str()];
-        let mut known = credentials.to_vec();
-        for file in &config.credential_files {
-            known.extend(credential_file(file)?);
-        }
-        // A mirror gets its own credentials only, never those of the registry that it stands for.
-        let own = if endpoint.host == reference.registry || is_hub(&endpoint.host) {
-            &named[..]
-        } else {
-            &named[..1]
-        };
-        let credential = known.into_iter().find(|c| own.contains(&c.registry.as_str()));
         Ok(Registry { client, endpoint, reference: reference.clone(), credential, authorization: None })
     }
 
-    /// The name of the place, for errors.
-    pub(super) fn place(&self) -> &str {
-        &self.endpoint.host
+    /// Goes on as somebody else, after what it was gave no access.
+    pub(super) fn log_in_as(&mut self, credential: Credential) {
+        self.credential = Some(credential);
+        self.authorization = None;
     }
 
     /// A manifest or index by tag or digest: its bytes.
@@ -352,23 +345,6 @@ impl Registry {
     }
 }
 
-/// Where a `Location` leads from `url`. RFC 9110, section 10.2.2, without `..`. `None` unless it is HTTP.
-fn redirected(url: &Uri, location: &str) -> Option<Uri> {
-    let (scheme, authority) = (url.scheme_str()?, url.authority()?);
-    let absolute = if location.contains("://") {
-        location.to_string()
-    } else if location.starts_with("//") {
-        format!("{scheme}:{location}")
-    } else if location.starts_with('/') {
-        format!("{scheme}://{authority}{location}")
-    } else {
-        let (directory, _) = url.path().rsplit_once('/')?;
-        format!("{scheme}://{authority}{directory}/{location}")
-    };
-    let next: Uri = absolute.split('#').next()?.parse().ok()?;
-    (!location.is_empty() && matches!(next.scheme_str(), Some("http" | "https"))).then_some(next)
-}
-
 fn is_hub(host: &str) -> bool {
     host.ends_with(".docker.io")
 }
@@ -413,45 +389,6 @@ fn error_message(body: &[u8]) -> Option<String> {
     Some(text.chars().filter(|c| !c.is_control()).take(200).collect())
 }
 
-/// Docker's `config.json`: `auths` by registry, each with `auth` = base64 of `user:password`.
-fn credential_file(path: &Path) -> Result<Vec<Credential>, ImageError> {
-    use std::io::Read;
-    #[derive(Deserialize)]
-    struct File {
-        #[serde(default)]
-        auths: BTreeMap<String, Auth>,
-    }
-    #[derive(Deserialize)]
-    struct Auth {
-        auth: Option<String>,
-        username: Option<String>,
-        password: Option<String>,
-    }
-    let bad = |why: String| ImageError::Credentials { path: path.into(), why };
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|e| bad(e.to_string()))?;
-    file.take(CREDENTIAL_BYTES_MAX).read_to_string(&mut text).map_err(|e| bad(e.to_string()))?;
-    let parsed: File = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
-    let mut list = Vec::new();
-    for (place, auth) in parsed.auths {
-        let decoded = match (&auth.auth, auth.username, auth.password) {
-            (_, Some(user), Some(password)) => Some((user, password)),
-            (Some(encoded), ..) => {
-                let bytes = STANDARD.decode(encoded).map_err(|e| bad(format!("auth of {place}: {e}")))?;
-                let text = String::from_utf8(bytes).map_err(|e| bad(format!("auth of {place}: {e}")))?;
-                text.split_once(':').map(|(user, password)| (user.to_string(), password.to_string()))
-            }
-            _ => None,
-        };
-        let Some((user, password)) = decoded else { continue };
-        // Docker writes `https://index.docker.io/v1/` for its hub.
-        let host = place.split("://").last().unwrap_or(&place).split('/').next().unwrap_or_default();
-        let registry = if host == "index.docker.io" { super::reference::DOCKER_HUB } else { host };
-        list.push(Credential { registry: registry.into(), user, password });
-    }
-    Ok(list)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -474,21 +411,6 @@ mod tests {
         check("Bearer realm=t, service=s", "Bearer", &[("realm", "t"), ("service", "s")]);
         check("", "", &[]);
         check("Bearer realm=\"open", "Bearer", &[("realm", "open")]);
-    }
-
-    #[test]
-    fn a_redirect_leads_on_from_where_it_was_met() {
-        let check = |location: &str, expected: Option<&str>| {
-            let from: Uri = "https://cdn.example:444/v2/a/blobs/x?y=1".parse().expect("a URI");
-            let found = redirected(&from, location).map(|uri| uri.to_string());
-            assert_eq!(found.as_deref(), expected, "{location}");
-        };
-        check("https://o.example/z?t=1", Some("https://o.example/z?t=1"));
-        check("/z", Some("https://cdn.example:444/z"));
-        check("z?t=1", Some("https://cdn.example:444/v2/a/blobs/z?t=1"));
-        check("//o.example/z#part", Some("https://o.example/z"));
-        check("file:///etc/passwd", None);
-        check("", None);
     }
 
     #[test]
