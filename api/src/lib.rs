@@ -1,6 +1,9 @@
-//! What both ends of the HTTP share: manifests, quantities, `Status` errors, stream channels.
+//! What both ends of the HTTP share: manifests, quantities, `Status` errors, selectors, patches, tables.
 //!
-//! Pure: no IO, no clock. Types are the Kubernetes API's own (`k8s-openapi`).
+//! Pure: no IO, no clock. Types are the Kubernetes API's own (`k8s-openapi`); objects of any kind are JSON values,
+//! and what is known of their fields comes from `schema`.
 
+pub mod field;
 pub mod manifest;
 pub mod quantity;
+pub mod status;
