@@ -1,0 +1,3 @@
+//! The control plane: what serves the Kubernetes API to boards and kubectl.
+
+pub mod storage;

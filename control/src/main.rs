@@ -1,0 +1,3 @@
+//! `coracle-control`.
+
+fn main() {}
