@@ -1,3 +1,14 @@
 //! The control plane: what serves the Kubernetes API to boards and kubectl.
+//!
+//! ```text
+//! http (paths, negotiation, who, watch streams) ─► registry (verbs) ─► storage (revisions) ─► sled | etcd
+//!                                                    └─► kinds (defaults, validation: one table)
+//! ```
 
+mod decode;
+pub mod http;
+pub mod kinds;
+pub mod object;
+pub mod pki;
+pub mod registry;
 pub mod storage;

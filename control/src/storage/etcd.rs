@@ -77,7 +77,7 @@ impl Etcd {
             None => query.prefix.clone(),
         };
         let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
-        let at = query.at.map_or(0, |revision| signed(revision));
+        let at = query.at.map_or(0, signed);
         let options =
             GetOptions::new().with_range(range_end(&query.prefix)).with_limit(limit).with_revision(at);
         let answer = self.client.kv_client().get(start, Some(options)).await;

@@ -157,7 +157,7 @@ pub enum Storage {
     /// In this process.
     Embedded(Embedded),
     /// In an etcd cluster.
-    Etcd(Etcd),
+    Etcd(Box<Etcd>),
 }
 
 impl Storage {

@@ -1,4 +1,4 @@
-//! What the tests of this package share: an etcd of their own, free ports, children that end with their test.
+//! An etcd of the test's own, free ports, children that end with their test.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -10,9 +10,8 @@ pub struct Owned(pub Child);
 impl Drop for Owned {
     fn drop(&mut self) {
         // It may have ended by itself; either way it is reaped.
-        if let Err(error) = self.0.kill().and_then(|()| self.0.wait().map(drop)) {
-            eprintln!("a child of the test did not end: {error}");
-        }
+        let ended = self.0.kill().and_then(|()| self.0.wait());
+        assert!(ended.is_ok() || std::thread::panicking(), "a child of the test did not end: {ended:?}");
     }
 }
 
@@ -50,7 +49,8 @@ impl EtcdServer {
             // Read to its end: a full pipe would stop etcd.
             for line in BufReader::new(log).lines().map_while(Result::ok) {
                 if line.contains("ready to serve client requests") && ready.send(()).is_err() {
-                    eprintln!("etcd is ready and the test is gone");
+                    // Nobody waits any more: the test is over.
+                    return;
                 }
             }
         });

@@ -1,12 +1,12 @@
 //! What the storage promises, on both back ends: one suite.
 
-mod harness;
+mod etcd;
 
 use bytes::Bytes;
 use coracle_control::storage::{
     Change, Embedded, Etcd, EtcdOptions, Event, ListQuery, Revision, Storage, StorageError, Watch,
 };
-use harness::{EtcdServer, Owned};
+use etcd::{EtcdServer, Owned};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -19,7 +19,7 @@ async fn on_both(check: impl AsyncFn(Storage)) {
     check(Storage::Embedded(Embedded::open(&dir.path().join("store")).expect("opens"))).await;
     let server = EtcdServer::start();
     let options = EtcdOptions { endpoints: vec![server.endpoint.clone()] };
-    check(Storage::Etcd(Etcd::connect(&options).await.expect("connects"))).await;
+    check(Storage::Etcd(Box::new(Etcd::connect(&options).await.expect("connects")))).await;
 }
 
 fn bytes(text: &str) -> Bytes {

@@ -1,0 +1,299 @@
+//! One request: who, may they, what, and the answer.
+
+use super::auth::{Attributes, Peer, authorize};
+use super::body::{self, Body};
+use super::negotiate::{self, Accepted, Shape};
+use super::path::{ResourcePath, Route, route, verb};
+use super::{Context, REQUEST, discovery};
+use crate::kinds;
+use crate::registry::options::{DeleteOptions, ListOptions, Query, WatchOptions, WriteOptions};
+use crate::registry::patch::PatchType;
+use crate::registry::{Part, Resource, Subresource, Target, Written};
+use coracle_api::status::StatusError;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use serde_json::Value;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+type Response = hyper::Response<Body>;
+
+/// What a request comes to.
+enum Answer {
+    Object { code: u16, object: Value, warnings: Vec<String>, accepted: Accepted },
+    Text { code: u16, text: String },
+    Events(Box<crate::registry::WatchStream>, Shape),
+}
+
+impl Answer {
+    fn ok(object: Value, accepted: Accepted) -> Answer {
+        Answer::Object { code: 200, object, warnings: Vec::new(), accepted }
+    }
+
+    fn not_found() -> Answer {
+        Answer::Text { code: 404, text: "404 page not found\n".into() }
+    }
+}
+
+/// Answers a request; never fails.
+pub(super) async fn answer(
+    context: Arc<Context>,
+    peer: Arc<Peer>,
+    request: Request<Incoming>,
+) -> Result<Response, Infallible> {
+    let mut counted = "";
+    let answered = handle(&context, &peer, request, &mut counted).await;
+    let response = match answered {
+        Ok(Answer::Object { code, object, warnings, accepted }) => {
+            let object = negotiate::shaped(object, accepted.shape);
+            match negotiate::written(&object, accepted.format) {
+                Ok(text) => {
+                    let mut response = respond(code, accepted.content_type(), body::whole(text));
+                    for warning in warnings {
+                        // A text that is no header is left out: it is a courtesy.
+                        let warning = format!("299 - {}", coracle_api::field::quoted(&warning));
+                        if let Ok(value) = HeaderValue::try_from(warning) {
+                            response.headers_mut().append(header::WARNING, value);
+                        }
+                    }
+                    response
+                }
+                Err(error) => refuse(error),
+            }
+        }
+        Ok(Answer::Text { code, text }) => respond(code, "text/plain; charset=utf-8", body::whole(text)),
+        Ok(Answer::Events(watch, shape)) => {
+            respond(200, "application/json", body::events(*watch, shape, context.clone()))
+        }
+        Err(error) => refuse(error),
+    };
+    context.metrics.answered(counted, response.status().as_u16());
+    Ok(response)
+}
+
+fn respond(code: u16, content_type: &'static str, body: Body) -> Response {
+    let mut response = hyper::Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn refuse(error: StatusError) -> Response {
+    let retry = error.details.as_ref().and_then(|details| details.retry_after_seconds);
+    let code = error.code;
+    let mut response = respond(code, "application/json", body::whole(format!("{}\n", body::status(error))));
+    if let Some(seconds) = retry {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.unsigned_abs()));
+    }
+    response
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+async fn handle(
+    context: &Arc<Context>,
+    peer: &Peer,
+    request: Request<Incoming>,
+    counted: &mut &'static str,
+) -> Result<Answer, StatusError> {
+    let (head, body) = request.into_parts();
+    let authorization = head.headers.get(header::AUTHORIZATION);
+    let authorization = authorization.map(|value| value.to_str().unwrap_or_default());
+    let identity = context.authenticator.identify(peer, authorization)?;
+    let path = head.uri.path();
+    let query = Query::parse(head.uri.query().unwrap_or_default());
+    let Some(route) = route(path) else { return Ok(Answer::not_found()) };
+    let Route::Resource(of) = route else {
+        *counted = "path";
+        authorize(&identity, &Attributes::Path { method: head.method.as_str(), path })?;
+        return plain(context, &route, path, &head.method, text(&head.headers, &header::ACCEPT)).await;
+    };
+    let verb = verb(&head.method, &of, &query).ok_or_else(|| StatusError::generic(405, ""))?;
+    *counted = verb;
+    authorize(
+        &identity,
+        &Attributes::Resource {
+            verb,
+            group: &of.group,
+            plural: &of.plural,
+            subresource: &of.subresource,
+            namespace: &of.namespace,
+            name: &of.name,
+        },
+    )?;
+    if !discovery::is_served(&of.group, &of.version) {
+        return Ok(Answer::not_found());
+    }
+    let asked = Asked { context: context.clone(), of, verb, query, headers: head.headers };
+    asked.answer(body).await
+}
+
+async fn plain(
+    context: &Context,
+    route: &Route,
+    path: &str,
+    method: &Method,
+    accept: &str,
+) -> Result<Answer, StatusError> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Err(StatusError::generic(405, ""));
+    }
+    let accepted = negotiate::accept(accept, true)?;
+    let aggregated = accepted.shape == Shape::Discovery;
+    let whole = Accepted { shape: Shape::Whole, ..accepted };
+    let found = match route {
+        Route::Groups { core } if aggregated => {
+            return Ok(Answer::ok(discovery::aggregated(*core), accepted));
+        }
+        Route::Groups { core: true } => Some(discovery::core_versions()),
+        Route::Groups { core: false } => Some(discovery::group_list()),
+        Route::Group { group } => discovery::group(group),
+        Route::Version { group, version } => discovery::resource_list(group, version),
+        Route::Other | Route::Resource(_) => match path {
+            "/version" | "/version/" => Some(discovery::version()),
+            "/metrics" => return Ok(Answer::Text { code: 200, text: context.metrics.text() }),
+            "/healthz" | "/livez" | "/livez/ping" | "/healthz/ping" => {
+                return Ok(Answer::Text { code: 200, text: "ok".into() });
+            }
+            "/readyz" | "/readyz/ping" => {
+                // Ready is who reaches its storage.
+                let ready = context.registry.storage().revision().await;
+                return Ok(match ready {
+                    Ok(_) => Answer::Text { code: 200, text: "ok".into() },
+                    Err(error) => Answer::Text { code: 500, text: format!("[-]storage failed: {error}\n") },
+                });
+            }
+            _ => None,
+        },
+    };
+    Ok(found.map_or_else(Answer::not_found, |object| Answer::ok(object, whole)))
+}
+
+/// A request on objects.
+struct Asked {
+    context: Arc<Context>,
+    of: ResourcePath,
+    verb: &'static str,
+    query: Query,
+    headers: HeaderMap,
+}
+
+impl Asked {
+    async fn answer(self, body: Incoming) -> Result<Answer, StatusError> {
+        let of = &self.of;
+        let missing = || StatusError::generic(404, "");
+        let resource = kinds::find(&of.group, &of.version, &of.plural).ok_or_else(missing)?;
+        if !of.namespace.is_empty() && !resource.namespaced {
+            return Err(missing());
+        }
+        let part = match of.subresource.as_str() {
+            "" => None,
+            name => Some(resource.subresource(name).ok_or_else(missing)?),
+        };
+        self.allowed(resource, part)?;
+        let accepted = negotiate::accept(text(&self.headers, &header::ACCEPT), false)?;
+        let target = Target { resource, namespace: of.namespace.clone(), name: of.name.clone() };
+        if self.verb == "watch" {
+            let options = WatchOptions::parse(resource, &self.query)?;
+            let watch = self.context.registry.watch(&target, options).await?;
+            return Ok(Answer::Events(Box::new(watch), accepted.shape));
+        }
+        let served = self.serve(&target, part, accepted, body);
+        match tokio::time::timeout(REQUEST, served).await {
+            Ok(answer) => answer,
+            Err(_) => Err(StatusError::timeout("request did not complete within the allotted timeout", 0)),
+        }
+    }
+
+    /// Whether the path has the method at all.
+    fn allowed(&self, resource: &Resource, part: Option<&Subresource>) -> Result<(), StatusError> {
+        let verbs = part.map_or(resource.verbs.names(), |part| part.verbs);
+        let in_place = match self.verb {
+            "create" if part.is_none() => self.of.name.is_empty(),
+            "update" | "patch" | "delete" => !self.of.name.is_empty(),
+            _ => true,
+        };
+        // What changes one object of a namespace names the namespace.
+        let needs_namespace =
+            resource.namespaced && self.of.namespace.is_empty() && !matches!(self.verb, "list" | "watch");
+        if verbs.contains(&self.verb) && in_place && !needs_namespace {
+            Ok(())
+        } else {
+            Err(StatusError::generic(405, ""))
+        }
+    }
+
+    async fn serve(
+        &self,
+        target: &Target,
+        part: Option<&'static Subresource>,
+        accepted: Accepted,
+        body: Incoming,
+    ) -> Result<Answer, StatusError> {
+        let registry = &self.context.registry;
+        let resource = target.resource;
+        let written = |code: u16, written: Written| Answer::Object {
+            code,
+            object: written.object,
+            warnings: written.warnings,
+            accepted,
+        };
+        let content_type = text(&self.headers, &header::CONTENT_TYPE);
+        let media_type = negotiate::media_type(content_type);
+        Ok(match self.verb {
+            "get" => Answer::ok(registry.get(target).await?, accepted),
+            "list" => {
+                let options = ListOptions::parse(resource, &self.query)?;
+                let listed = registry.list(target, &options).await?;
+                Answer::ok(listed.into_object(target), accepted)
+            }
+            "create" => {
+                let options = WriteOptions::parse(&self.query, "CreateOptions")?;
+                let kind = part.map_or(resource.kind, |part| part.kind);
+                let object = negotiate::read(media_type, &body::read(body).await?, kind)?;
+                if part.is_some_and(|part| part.what == Part::Binding) {
+                    let bound = registry.bind(target, &object, options).await?;
+                    return Ok(Answer::Object { code: 201, object: bound, warnings: Vec::new(), accepted });
+                }
+                written(201, registry.create(target, object, options).await?)
+            }
+            "update" => {
+                let options = WriteOptions::parse(&self.query, "UpdateOptions")?;
+                let object = negotiate::read(media_type, &body::read(body).await?, resource.kind)?;
+                written(200, registry.update(target, part, object, options).await?)
+            }
+            "patch" => {
+                // The place of server-side apply: `application/apply-patch+yaml` is `coracle_api::apply`'s.
+                let how = PatchType::of(media_type)?;
+                let options = WriteOptions::parse(&self.query, "PatchOptions")?;
+                let patch = negotiate::json_body(&body::read(body).await?, resource.kind)?;
+                written(200, registry.patch(target, part, (how, &patch), options).await?)
+            }
+            "delete" => {
+                let options = self.delete_options(media_type, body).await?;
+                written(200, registry.delete(target, &options).await?)
+            }
+            "deletecollection" => {
+                let options = self.delete_options(media_type, body).await?;
+                let list = ListOptions::parse(resource, &self.query)?;
+                Answer::ok(registry.delete_collection(target, &list, &options).await?, accepted)
+            }
+            _ => return Err(StatusError::generic(405, "")),
+        })
+    }
+
+    async fn delete_options(&self, media_type: &str, body: Incoming) -> Result<DeleteOptions, StatusError> {
+        let body = body::read(body).await?;
+        let object = match body.len() {
+            0 => Value::Null,
+            _ => negotiate::read(media_type, &body, "DeleteOptions")?,
+        };
+        DeleteOptions::parse(&self.query, &object)
+    }
+}
