@@ -3,7 +3,15 @@
 //! Pure: no IO, no clock. Types are the Kubernetes API's own (`k8s-openapi`); objects of any kind are JSON values,
 //! and what is known of their fields comes from `schema`.
 
+pub mod apply;
+pub mod decode;
 pub mod field;
 pub mod manifest;
+pub mod names;
+pub mod patch;
+pub mod protobuf;
 pub mod quantity;
+pub mod schema;
+pub mod selector;
 pub mod status;
+pub mod table;
