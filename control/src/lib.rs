@@ -5,7 +5,6 @@
 //!                                                    └─► kinds (defaults, validation: one table)
 //! ```
 
-mod decode;
 pub mod http;
 pub mod kinds;
 pub mod object;

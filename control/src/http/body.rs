@@ -1,6 +1,6 @@
 //! Bodies: whole ones read within bounds, streams that are pulled.
 
-use super::negotiate::{Shape, shaped};
+use super::negotiate::Shown;
 use super::{BODY, BODY_BYTES_MAX, Context};
 use crate::registry::{WatchEvent, WatchStream};
 use bytes::Bytes;
@@ -49,7 +49,7 @@ pub(super) fn status(error: StatusError) -> Value {
 /// Counts a watch for as long as its body lives.
 struct Counted {
     watch: WatchStream,
-    shape: Shape,
+    shown: Shown,
     context: Arc<Context>,
 }
 
@@ -60,23 +60,24 @@ impl Drop for Counted {
 }
 
 /// The events of a watch, one JSON object a line; each is made when the connection asks for it.
-pub(super) fn events(watch: WatchStream, shape: Shape, context: Arc<Context>) -> Body {
+pub(super) fn events(watch: WatchStream, shown: Shown, context: Arc<Context>) -> Body {
     context.metrics.watch_began();
-    let counted = Counted { watch, shape, context };
+    let counted = Counted { watch, shown, context };
     let lines = stream::unfold(counted, |mut counted| async move {
         let event = counted.watch.next().await?;
-        let line = line(event, counted.shape);
+        let line = line(event, counted.shown);
+        counted.shown.headed = false;
         Some((Ok::<_, Infallible>(Frame::data(Bytes::from(line))), counted))
     });
     StreamBody::new(lines).boxed_unsync()
 }
 
-fn line(event: WatchEvent, shape: Shape) -> String {
+fn line(event: WatchEvent, shown: Shown) -> String {
     let (kind, object) = match event {
-        WatchEvent::Added(object) => ("ADDED", shaped(object, shape)),
-        WatchEvent::Modified(object) => ("MODIFIED", shaped(object, shape)),
-        WatchEvent::Deleted(object) => ("DELETED", shaped(object, shape)),
-        WatchEvent::Bookmark(object) => ("BOOKMARK", shaped(object, shape)),
+        WatchEvent::Added(object) => ("ADDED", shown.of(object)),
+        WatchEvent::Modified(object) => ("MODIFIED", shown.of(object)),
+        WatchEvent::Deleted(object) => ("DELETED", shown.of(object)),
+        WatchEvent::Bookmark(object) => ("BOOKMARK", shown.of(object)),
         WatchEvent::Error(error) => ("ERROR", status(error)),
     };
     format!("{}\n", json!({"type": kind, "object": object}))

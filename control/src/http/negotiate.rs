@@ -1,10 +1,14 @@
 //! What the client sends and what it can read: media types, both ways.
 //!
-//! The places of `coracle_api::protobuf` (request bodies) and `coracle_api::table` (`as=Table`): until they are linked,
-//! protobuf is refused with 415 and a Table is passed over for the next thing that the client accepts.
+//! Protobuf is read and not written: whoever asks for it first gets what it accepts next, which is JSON.
 
 use crate::object;
+use crate::registry::Resource;
+use coracle_api::decode::{self, Document, SyntaxError};
+use coracle_api::patch::PatchType;
+use coracle_api::protobuf;
 use coracle_api::status::StatusError;
+use coracle_api::table::{self, IncludeObject, partial};
 use serde_json::{Value, json};
 
 const JSON: &str = "application/json";
@@ -26,6 +30,8 @@ pub(super) enum Shape {
     Whole,
     /// `PartialObjectMetadata`, or a list of it.
     MetadataOnly,
+    /// `Table`: what kubectl prints.
+    Table,
     /// `APIGroupDiscoveryList`.
     Discovery,
 }
@@ -118,34 +124,52 @@ impl Range<'_> {
             ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1") if !discovery => {
                 Shape::MetadataOnly
             }
+            ("Table", "meta.k8s.io", "v1") if !discovery => Shape::Table,
             _ => return None,
         };
         Some(Accepted { format, shape })
     }
 }
 
-/// The object in the shape that was asked for.
-pub(super) fn shaped(object: Value, shape: Shape) -> Value {
-    if shape != Shape::MetadataOnly || object::text(&object, &["kind"]) == "Status" {
-        return object;
-    }
-    match object.get("items").and_then(Value::as_array) {
-        Some(items) => json!({
-            "apiVersion": "meta.k8s.io/v1",
-            "kind": "PartialObjectMetadataList",
-            "metadata": object::at(&object, &["metadata"]),
-            "items": items.iter().map(partial).collect::<Vec<_>>(),
-        }),
-        None => partial(&object),
-    }
+/// How objects are shown to this client.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    pub shape: Shape,
+    /// Whose objects they are.
+    pub resource: &'static Resource,
+    /// What of them stands in a Table.
+    pub include: IncludeObject,
+    /// Whether a Table tells its columns: a watch tells them once.
+    pub headed: bool,
 }
 
-fn partial(object: &Value) -> Value {
-    json!({
-        "apiVersion": "meta.k8s.io/v1",
-        "kind": "PartialObjectMetadata",
-        "metadata": object::at(object, &["metadata"]),
-    })
+impl Shown {
+    /// The object, or the list, in the shape that was asked for.
+    pub fn of(self, object: Value) -> Value {
+        let items = object.get("items").and_then(Value::as_array);
+        let metadata = object::at(&object, &["metadata"]);
+        match (self.shape, items) {
+            _ if object::text(&object, &["kind"]) == "Status" => object,
+            (Shape::Whole | Shape::Discovery, _) => object,
+            (Shape::MetadataOnly, None) => partial(&object),
+            (Shape::MetadataOnly, Some(items)) => json!({
+                "apiVersion": "meta.k8s.io/v1",
+                "kind": "PartialObjectMetadataList",
+                "metadata": metadata,
+                "items": items.iter().map(partial).collect::<Vec<_>>(),
+            }),
+            (Shape::Table, items) => {
+                let group_version = self.resource.api_version();
+                let of = table::Resource { group_version: &group_version, name: self.resource.plural };
+                let own = json!({"resourceVersion": object::at(metadata, &["resourceVersion"])});
+                let (metadata, rows) = match items {
+                    Some(items) => (metadata, items.as_slice()),
+                    None => (&own, std::slice::from_ref(&object)),
+                };
+                table::table(of, metadata, rows, self.include, self.headed, jiff::Timestamp::now())
+            }
+        }
+    }
 }
 
 /// The text of an answer.
@@ -161,49 +185,46 @@ pub(super) fn media_type(header: &str) -> &str {
     header.split(';').next().unwrap_or_default().trim()
 }
 
-/// A body as a JSON value; `kind` is what it should be, for the error.
+/// A body as it was sent; `kind` is what it should be, for the error.
 ///
 /// # Errors
-/// 400 for what is none, 415 for a type that is not read.
-pub(super) fn read(media_type: &str, body: &[u8], kind: &str) -> Result<Value, StatusError> {
-    match media_type {
-        "" | JSON | "*/*" => json_body(body, kind),
-        YAML | "application/x-yaml" | "text/yaml" => yaml_body(body, kind),
-        _ => Err(StatusError::unsupported_media_type(&[JSON, YAML, PROTOBUF])),
-    }
+/// 400 for what is none, 413, 415 for a type that is not read.
+pub(super) fn read(media_type: &str, body: &[u8], kind: &str) -> Result<Document, StatusError> {
+    let read = match media_type {
+        "" | JSON | "*/*" => decode::json(body),
+        YAML | "application/x-yaml" | "text/yaml" => decode::yaml(body),
+        PROTOBUF => {
+            let value = protobuf::decode(body);
+            let value = value.map_err(|error| StatusError::unrecognized(kind, error, body))?;
+            return Ok(Document { value, duplicates: Vec::new() });
+        }
+        _ => return Err(StatusError::unsupported_media_type(&[JSON, YAML, PROTOBUF])),
+    };
+    read.map_err(|error| unreadable(kind, &error, body))
 }
 
-/// JSON, in Go's words where it is none.
-pub(super) fn json_body(body: &[u8], kind: &str) -> Result<Value, StatusError> {
-    serde_json::from_slice(body).map_err(|error| {
-        let why = if error.is_eof() {
-            "unexpected end of JSON input".to_string()
-        } else {
-            let found = position(body, error.line(), error.column());
-            match found {
-                Some(found) => format!("invalid character '{found}' looking for beginning of value"),
-                None => error.to_string(),
-            }
-        };
-        unreadable(kind, &format!("json parse error: {why}"), body)
+/// A patch as it was sent: JSON, and YAML for an apply.
+///
+/// # Errors
+/// 400, 413.
+pub(super) fn read_patch(how: PatchType, body: &[u8], kind: &str) -> Result<Document, StatusError> {
+    let read = if how == PatchType::Apply { decode::yaml(body) } else { decode::json(body) };
+    read.map_err(|error| match error {
+        SyntaxError::TooLarge => StatusError::too_large(error),
+        error if how == PatchType::Apply => unreadable(kind, &error, body),
+        error => StatusError::bad_request(error.to_string()),
     })
 }
 
-/// The character at which serde_json stopped.
-fn position(body: &[u8], line: usize, column: usize) -> Option<char> {
-    let line = body.split(|byte| *byte == b'\n').nth(line.checked_sub(1)?)?;
-    line.get(column.checked_sub(1)?).filter(|byte| byte.is_ascii_graphic()).map(|byte| char::from(*byte))
-}
-
-/// YAML, which JSON is too.
-pub(super) fn yaml_body(body: &[u8], kind: &str) -> Result<Value, StatusError> {
-    let text =
-        std::str::from_utf8(body).map_err(|error| unreadable(kind, &format!("yaml: {error}"), body))?;
-    serde_saphyr::from_str(text).map_err(|error| unreadable(kind, &format!("yaml: {error}"), body))
-}
-
-fn unreadable(kind: &str, why: &str, body: &[u8]) -> StatusError {
-    StatusError::unrecognized(kind, format!("couldn't get version/kind; {why}"), body)
+fn unreadable(kind: &str, error: &SyntaxError, body: &[u8]) -> StatusError {
+    match error {
+        SyntaxError::TooLarge => StatusError::too_large(error),
+        error => StatusError::unrecognized(
+            kind,
+            format!("couldn't get version/kind; json parse error: {error}"),
+            body,
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -220,7 +241,11 @@ mod tests {
         check("", json);
         check("application/json, */*", json);
         check("application/vnd.kubernetes.protobuf,application/json", json);
-        check("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", json);
+        check(
+            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+            Some((Format::Json, Shape::Table)),
+        );
+        check("application/json;as=Table;v=v2;g=meta.k8s.io,application/json", json);
         check("application/json;q=0.5, application/yaml", Some((Format::Yaml, Shape::Whole)));
         check(
             "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",

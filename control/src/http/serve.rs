@@ -2,14 +2,15 @@
 
 use super::auth::{Attributes, Peer, authorize};
 use super::body::{self, Body};
-use super::negotiate::{self, Accepted, Shape};
+use super::negotiate::{self, Accepted, Shape, Shown};
 use super::path::{ResourcePath, Route, route, verb};
 use super::{Context, REQUEST, discovery};
 use crate::kinds;
 use crate::registry::options::{DeleteOptions, ListOptions, Query, WatchOptions, WriteOptions};
-use crate::registry::patch::PatchType;
 use crate::registry::{Part, Resource, Subresource, Target, Written};
+use coracle_api::patch::PatchType;
 use coracle_api::status::StatusError;
+use coracle_api::table::IncludeObject;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -23,7 +24,7 @@ type Response = hyper::Response<Body>;
 enum Answer {
     Object { code: u16, object: Value, warnings: Vec<String>, accepted: Accepted },
     Text { code: u16, text: String },
-    Events(Box<crate::registry::WatchStream>, Shape),
+    Events(Box<crate::registry::WatchStream>, Shown),
 }
 
 impl Answer {
@@ -46,7 +47,6 @@ pub(super) async fn answer(
     let answered = handle(&context, &peer, request, &mut counted).await;
     let response = match answered {
         Ok(Answer::Object { code, object, warnings, accepted }) => {
-            let object = negotiate::shaped(object, accepted.shape);
             match negotiate::written(&object, accepted.format) {
                 Ok(text) => {
                     let mut response = respond(code, accepted.content_type(), body::whole(text));
@@ -63,8 +63,8 @@ pub(super) async fn answer(
             }
         }
         Ok(Answer::Text { code, text }) => respond(code, "text/plain; charset=utf-8", body::whole(text)),
-        Ok(Answer::Events(watch, shape)) => {
-            respond(200, "application/json", body::events(*watch, shape, context.clone()))
+        Ok(Answer::Events(watch, shown)) => {
+            respond(200, "application/json", body::events(*watch, shown, context.clone()))
         }
         Err(error) => refuse(error),
     };
@@ -199,13 +199,18 @@ impl Asked {
         self.allowed(resource, part)?;
         let accepted = negotiate::accept(text(&self.headers, &header::ACCEPT), false)?;
         let target = Target { resource, namespace: of.namespace.clone(), name: of.name.clone() };
+        let include = IncludeObject::parse(self.query.get("includeObject")).unwrap_or_default();
+        let shown = Shown { shape: accepted.shape, resource, include, headed: true };
         if self.verb == "watch" {
             let options = WatchOptions::parse(resource, &self.query)?;
             let watch = self.context.registry.watch(&target, options).await?;
-            return Ok(Answer::Events(Box::new(watch), accepted.shape));
+            return Ok(Answer::Events(Box::new(watch), shown));
         }
         let served = self.serve(&target, part, accepted, body);
         match tokio::time::timeout(REQUEST, served).await {
+            Ok(Ok(Answer::Object { code, object, warnings, accepted })) => {
+                Ok(Answer::Object { code, object: shown.of(object), warnings, accepted })
+            }
             Ok(answer) => answer,
             Err(_) => Err(StatusError::timeout("request did not complete within the allotted timeout", 0)),
         }
@@ -246,6 +251,7 @@ impl Asked {
         };
         let content_type = text(&self.headers, &header::CONTENT_TYPE);
         let media_type = negotiate::media_type(content_type);
+        let agent = text(&self.headers, &header::USER_AGENT);
         Ok(match self.verb {
             "get" => Answer::ok(registry.get(target).await?, accepted),
             "list" => {
@@ -254,26 +260,27 @@ impl Asked {
                 Answer::ok(listed.into_object(target), accepted)
             }
             "create" => {
-                let options = WriteOptions::parse(&self.query, "CreateOptions")?;
+                let options = WriteOptions::parse(&self.query, "CreateOptions", agent, false)?;
                 let kind = part.map_or(resource.kind, |part| part.kind);
                 let object = negotiate::read(media_type, &body::read(body).await?, kind)?;
                 if part.is_some_and(|part| part.what == Part::Binding) {
-                    let bound = registry.bind(target, &object, options).await?;
+                    let bound = registry.bind(target, &object.value, &options).await?;
                     return Ok(Answer::Object { code: 201, object: bound, warnings: Vec::new(), accepted });
                 }
-                written(201, registry.create(target, object, options).await?)
+                written(201, registry.create(target, object, &options).await?)
             }
             "update" => {
-                let options = WriteOptions::parse(&self.query, "UpdateOptions")?;
+                let options = WriteOptions::parse(&self.query, "UpdateOptions", agent, false)?;
                 let object = negotiate::read(media_type, &body::read(body).await?, resource.kind)?;
-                written(200, registry.update(target, part, object, options).await?)
+                written(200, registry.update(target, part, object, &options).await?)
             }
             "patch" => {
-                // The place of server-side apply: `application/apply-patch+yaml` is `coracle_api::apply`'s.
-                let how = PatchType::of(media_type)?;
-                let options = WriteOptions::parse(&self.query, "PatchOptions")?;
-                let patch = negotiate::json_body(&body::read(body).await?, resource.kind)?;
-                written(200, registry.patch(target, part, (how, &patch), options).await?)
+                let how = PatchType::of(content_type).ok_or_else(StatusError::unsupported_patch_type)?;
+                let applies = how == PatchType::Apply;
+                let options = WriteOptions::parse(&self.query, "PatchOptions", agent, applies)?;
+                let patch = negotiate::read_patch(how, &body::read(body).await?, resource.kind)?;
+                let (made, patched) = registry.patch(target, part, (how, patch), &options).await?;
+                written(if made { 201 } else { 200 }, patched)
             }
             "delete" => {
                 let options = self.delete_options(media_type, body).await?;
@@ -292,7 +299,7 @@ impl Asked {
         let body = body::read(body).await?;
         let object = match body.len() {
             0 => Value::Null,
-            _ => negotiate::read(media_type, &body, "DeleteOptions")?,
+            _ => negotiate::read(media_type, &body, "DeleteOptions")?.value,
         };
         DeleteOptions::parse(&self.query, &object)
     }

@@ -97,3 +97,19 @@ pub(crate) fn pod_scheduled(pod: &mut Value, now: &str) {
     }));
     object::fields(status).insert("conditions".into(), conditions.into());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_in_the_schema_once() {
+        let mut seen = std::collections::BTreeSet::new();
+        for resource in RESOURCES {
+            // Panics for a kind that the schema lacks.
+            assert!(resource.form().object().is_some(), "{}", resource.kind);
+            assert!(seen.insert((resource.group, resource.version, resource.plural)), "{}", resource.plural);
+        }
+        assert!(seen.len() >= 38, "{}", seen.len());
+    }
+}

@@ -208,11 +208,7 @@ pub(super) fn default_network_policy(policy: &mut Value) {
 
 pub(super) fn validate_network_policy(policy: &Value, errors: &mut Errors) {
     let path = Path::new("spec");
-    super::workloads::validate_selector(
-        at(policy, &["spec", "podSelector"]),
-        &path.child("podSelector"),
-        errors,
-    );
+    coracle_api::selector::validate(at(policy, &["spec", "podSelector"]), &path.child("podSelector"), errors);
     for (index, kind) in items(policy, &["spec", "policyTypes"]).iter().enumerate() {
         if !matches!(kind.as_str(), Some("Ingress" | "Egress")) {
             errors.not_supported(

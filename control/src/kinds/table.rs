@@ -4,12 +4,6 @@ use super::{BINDING, CORE, cluster, config, pod, service, workloads};
 use crate::registry::{
     Name, Part, Resource, Stored, Verbs, cluster as of_cluster, namespaced as of_namespace, part, status,
 };
-use k8s_openapi::api::{
-    apps::v1 as apps, autoscaling::v1 as autoscaling1, autoscaling::v2 as autoscaling2, batch::v1 as batch,
-    certificates::v1 as certificates, coordination::v1 as coordination, core::v1 as core,
-    discovery::v1 as discovery, events::v1 as events, networking::v1 as networking, node::v1 as node,
-    policy::v1 as policy, rbac::v1 as rbac, scheduling::v1 as scheduling, storage::v1 as storage,
-};
 
 const ALL: &[&str] = &["all"];
 const APPS: (&str, &str) = ("apps", "v1");
@@ -37,24 +31,24 @@ pub static RESOURCES: &[Resource] = &[
         short_names: &["cm"],
         validate: config::validate_config_map,
         validate_update: config::update_config_map,
-        ..of_namespace::<core::ConfigMap>(CORE, "ConfigMap", "configmaps", "configmap")
+        ..of_namespace(CORE, "ConfigMap", "configmaps", "configmap")
     },
     Resource {
         short_names: &["ep"],
         default: service::default_endpoints,
-        ..of_namespace::<core::Endpoints>(CORE, "Endpoints", "endpoints", "endpoints")
+        ..of_namespace(CORE, "Endpoints", "endpoints", "endpoints")
     },
     Resource {
         short_names: &["ev"],
         selectable: EVENT_FIELDS,
         default: cluster::default_event,
         validate: cluster::validate_event,
-        ..of_namespace::<core::Event>(CORE, "Event", "events", "event")
+        ..of_namespace(CORE, "Event", "events", "event")
     },
     Resource {
         short_names: &["limits"],
         default: cluster::default_limit_range,
-        ..of_namespace::<core::LimitRange>(CORE, "LimitRange", "limitranges", "limitrange")
+        ..of_namespace(CORE, "LimitRange", "limitranges", "limitrange")
     },
     Resource {
         short_names: &["ns"],
@@ -75,7 +69,7 @@ pub static RESOURCES: &[Resource] = &[
         prepare_create: cluster::prepare_namespace,
         prepare_update: cluster::update_namespace,
         returns_deleted: true,
-        ..of_cluster::<core::Namespace>(CORE, "Namespace", "namespaces", "namespace")
+        ..of_cluster(CORE, "Namespace", "namespaces", "namespace")
     },
     Resource {
         short_names: &["no"],
@@ -84,7 +78,7 @@ pub static RESOURCES: &[Resource] = &[
         status_on_create: true,
         default: cluster::default_node,
         prepare_create: cluster::prepare_node,
-        ..of_cluster::<core::Node>(CORE, "Node", "nodes", "node")
+        ..of_cluster(CORE, "Node", "nodes", "node")
     },
     Resource {
         short_names: &["pvc"],
@@ -94,12 +88,7 @@ pub static RESOURCES: &[Resource] = &[
         prepare_create: cluster::prepare_volume_claim,
         validate: cluster::validate_volume_claim,
         validate_update: cluster::update_volume_claim,
-        ..of_namespace::<core::PersistentVolumeClaim>(
-            CORE,
-            "PersistentVolumeClaim",
-            "persistentvolumeclaims",
-            "persistentvolumeclaim",
-        )
+        ..of_namespace(CORE, "PersistentVolumeClaim", "persistentvolumeclaims", "persistentvolumeclaim")
     },
     Resource {
         short_names: &["pv"],
@@ -108,12 +97,7 @@ pub static RESOURCES: &[Resource] = &[
         default: cluster::default_volume,
         prepare_create: cluster::prepare_volume,
         validate: cluster::validate_volume,
-        ..of_cluster::<core::PersistentVolume>(
-            CORE,
-            "PersistentVolume",
-            "persistentvolumes",
-            "persistentvolume",
-        )
+        ..of_cluster(CORE, "PersistentVolume", "persistentvolumes", "persistentvolume")
     },
     Resource {
         short_names: &["po"],
@@ -136,13 +120,13 @@ pub static RESOURCES: &[Resource] = &[
         prepare_create: pod::prepare_create,
         validate: pod::validate,
         validate_update: pod::validate_update,
-        ..of_namespace::<core::Pod>(CORE, "Pod", "pods", "pod")
+        ..of_namespace(CORE, "Pod", "pods", "pod")
     },
     Resource {
         default: workloads::default_pod_template,
         returns_deleted: true,
         generation: true,
-        ..of_namespace::<core::PodTemplate>(CORE, "PodTemplate", "podtemplates", "podtemplate")
+        ..of_namespace(CORE, "PodTemplate", "podtemplates", "podtemplate")
     },
     Resource {
         short_names: &["rc"],
@@ -152,31 +136,26 @@ pub static RESOURCES: &[Resource] = &[
         default: workloads::default_replication_controller,
         prepare_create: workloads::zero_replicas,
         selectable: &["status.replicas"],
-        ..of_namespace::<core::ReplicationController>(
-            CORE,
-            "ReplicationController",
-            "replicationcontrollers",
-            "replicationcontroller",
-        )
+        ..of_namespace(CORE, "ReplicationController", "replicationcontrollers", "replicationcontroller")
     },
     Resource {
         short_names: &["quota"],
         subresources: &[status("ResourceQuota")],
         returns_deleted: true,
         prepare_create: cluster::empty_status,
-        ..of_namespace::<core::ResourceQuota>(CORE, "ResourceQuota", "resourcequotas", "resourcequota")
+        ..of_namespace(CORE, "ResourceQuota", "resourcequotas", "resourcequota")
     },
     Resource {
         selectable: &["type"],
         default: config::default_secret,
         validate: config::validate_secret,
         validate_update: config::update_secret,
-        ..of_namespace::<core::Secret>(CORE, "Secret", "secrets", "secret")
+        ..of_namespace(CORE, "Secret", "secrets", "secret")
     },
     Resource {
         short_names: &["sa"],
         returns_deleted: true,
-        ..of_namespace::<core::ServiceAccount>(CORE, "ServiceAccount", "serviceaccounts", "serviceaccount")
+        ..of_namespace(CORE, "ServiceAccount", "serviceaccounts", "serviceaccount")
     },
     Resource {
         short_names: &["svc"],
@@ -190,16 +169,9 @@ pub static RESOURCES: &[Resource] = &[
         prepare_update: service::update_service,
         validate: service::validate_service,
         validate_update: service::validate_service_update,
-        ..of_namespace::<core::Service>(CORE, "Service", "services", "service")
+        ..of_namespace(CORE, "Service", "services", "service")
     },
-    Resource {
-        ..of_namespace::<apps::ControllerRevision>(
-            APPS,
-            "ControllerRevision",
-            "controllerrevisions",
-            "controllerrevision",
-        )
-    },
+    Resource { ..of_namespace(APPS, "ControllerRevision", "controllerrevisions", "controllerrevision") },
     Resource {
         short_names: &["ds"],
         categories: ALL,
@@ -210,7 +182,7 @@ pub static RESOURCES: &[Resource] = &[
         prepare_update: workloads::update_daemon_set,
         validate: workloads::validate_daemon_set,
         validate_update: workloads::keep_selector,
-        ..of_namespace::<apps::DaemonSet>(APPS, "DaemonSet", "daemonsets", "daemonset")
+        ..of_namespace(APPS, "DaemonSet", "daemonsets", "daemonset")
     },
     Resource {
         short_names: &["deploy"],
@@ -221,7 +193,7 @@ pub static RESOURCES: &[Resource] = &[
         prepare_create: workloads::empty_status,
         validate: workloads::validate_deployment,
         validate_update: workloads::keep_selector,
-        ..of_namespace::<apps::Deployment>(APPS, "Deployment", "deployments", "deployment")
+        ..of_namespace(APPS, "Deployment", "deployments", "deployment")
     },
     Resource {
         short_names: &["rs"],
@@ -233,7 +205,7 @@ pub static RESOURCES: &[Resource] = &[
         prepare_create: workloads::zero_replicas,
         validate: workloads::validate_replica_set,
         validate_update: workloads::keep_selector,
-        ..of_namespace::<apps::ReplicaSet>(APPS, "ReplicaSet", "replicasets", "replicaset")
+        ..of_namespace(APPS, "ReplicaSet", "replicasets", "replicaset")
     },
     Resource {
         short_names: &["sts"],
@@ -244,7 +216,7 @@ pub static RESOURCES: &[Resource] = &[
         prepare_create: workloads::prepare_stateful_set,
         validate: workloads::validate_stateful_set,
         validate_update: workloads::update_stateful_set,
-        ..of_namespace::<apps::StatefulSet>(APPS, "StatefulSet", "statefulsets", "statefulset")
+        ..of_namespace(APPS, "StatefulSet", "statefulsets", "statefulset")
     },
     Resource {
         short_names: &["hpa"],
@@ -253,7 +225,7 @@ pub static RESOURCES: &[Resource] = &[
         default: cluster::default_autoscaler,
         prepare_create: cluster::prepare_autoscaler,
         validate: cluster::validate_autoscaler,
-        ..of_namespace::<autoscaling2::HorizontalPodAutoscaler>(
+        ..of_namespace(
             ("autoscaling", "v2"),
             "HorizontalPodAutoscaler",
             "horizontalpodautoscalers",
@@ -273,7 +245,7 @@ pub static RESOURCES: &[Resource] = &[
             to: cluster::autoscaler_to_v2,
             from: cluster::autoscaler_from_v2,
         }),
-        ..of_namespace::<autoscaling1::HorizontalPodAutoscaler>(
+        ..of_namespace(
             ("autoscaling", "v1"),
             "HorizontalPodAutoscaler",
             "horizontalpodautoscalers",
@@ -288,7 +260,7 @@ pub static RESOURCES: &[Resource] = &[
         default: workloads::default_cron_job,
         prepare_create: workloads::empty_status,
         validate: workloads::validate_cron_job,
-        ..of_namespace::<batch::CronJob>(BATCH, "CronJob", "cronjobs", "cronjob")
+        ..of_namespace(BATCH, "CronJob", "cronjobs", "cronjob")
     },
     Resource {
         categories: ALL,
@@ -299,7 +271,7 @@ pub static RESOURCES: &[Resource] = &[
         prepare_create: workloads::prepare_job,
         validate: workloads::validate_job,
         validate_update: workloads::update_job,
-        ..of_namespace::<batch::Job>(BATCH, "Job", "jobs", "job")
+        ..of_namespace(BATCH, "Job", "jobs", "job")
     },
     Resource {
         short_names: &["csr"],
@@ -310,26 +282,19 @@ pub static RESOURCES: &[Resource] = &[
         ],
         prepare_create: cluster::empty_status,
         validate: cluster::validate_signing_request,
-        ..of_cluster::<certificates::CertificateSigningRequest>(
+        ..of_cluster(
             ("certificates.k8s.io", "v1"),
             "CertificateSigningRequest",
             "certificatesigningrequests",
             "certificatesigningrequest",
         )
     },
-    Resource {
-        ..of_namespace::<coordination::Lease>(("coordination.k8s.io", "v1"), "Lease", "leases", "lease")
-    },
+    Resource { ..of_namespace(("coordination.k8s.io", "v1"), "Lease", "leases", "lease") },
     Resource {
         generation: true,
         default: service::default_endpoint_slice,
         validate: service::validate_endpoint_slice,
-        ..of_namespace::<discovery::EndpointSlice>(
-            ("discovery.k8s.io", "v1"),
-            "EndpointSlice",
-            "endpointslices",
-            "endpointslice",
-        )
+        ..of_namespace(("discovery.k8s.io", "v1"), "EndpointSlice", "endpointslices", "endpointslice")
     },
     Resource {
         short_names: &["ev"],
@@ -339,103 +304,68 @@ pub static RESOURCES: &[Resource] = &[
             to: cluster::event_to_core,
             from: cluster::event_from_core,
         }),
-        ..of_namespace::<events::Event>(("events.k8s.io", "v1"), "Event", "events", "event")
+        ..of_namespace(("events.k8s.io", "v1"), "Event", "events", "event")
     },
-    Resource {
-        generation: true,
-        ..of_cluster::<networking::IngressClass>(NETWORKING, "IngressClass", "ingressclasses", "ingressclass")
-    },
+    Resource { generation: true, ..of_cluster(NETWORKING, "IngressClass", "ingressclasses", "ingressclass") },
     Resource {
         short_names: &["ing"],
         generation: true,
         subresources: &[status("Ingress")],
         default: service::default_ingress,
         prepare_create: service::prepare_service,
-        ..of_namespace::<networking::Ingress>(NETWORKING, "Ingress", "ingresses", "ingress")
+        ..of_namespace(NETWORKING, "Ingress", "ingresses", "ingress")
     },
     Resource {
         short_names: &["netpol"],
         generation: true,
         default: service::default_network_policy,
         validate: service::validate_network_policy,
-        ..of_namespace::<networking::NetworkPolicy>(
-            NETWORKING,
-            "NetworkPolicy",
-            "networkpolicies",
-            "networkpolicy",
-        )
+        ..of_namespace(NETWORKING, "NetworkPolicy", "networkpolicies", "networkpolicy")
     },
-    Resource {
-        ..of_cluster::<node::RuntimeClass>(
-            ("node.k8s.io", "v1"),
-            "RuntimeClass",
-            "runtimeclasses",
-            "runtimeclass",
-        )
-    },
+    Resource { ..of_cluster(("node.k8s.io", "v1"), "RuntimeClass", "runtimeclasses", "runtimeclass") },
     Resource {
         short_names: &["pdb"],
         generation: true,
         subresources: &[status("PodDisruptionBudget")],
         prepare_create: cluster::prepare_budget,
         validate: cluster::validate_budget,
-        ..of_namespace::<policy::PodDisruptionBudget>(
-            ("policy", "v1"),
-            "PodDisruptionBudget",
-            "poddisruptionbudgets",
-            "poddisruptionbudget",
-        )
+        ..of_namespace(("policy", "v1"), "PodDisruptionBudget", "poddisruptionbudgets", "poddisruptionbudget")
     },
     Resource {
         name: Name::PathSegment,
         default: cluster::default_binding,
         validate: cluster::validate_binding,
         validate_update: cluster::update_binding,
-        ..of_cluster::<rbac::ClusterRoleBinding>(
-            RBAC,
-            "ClusterRoleBinding",
-            "clusterrolebindings",
-            "clusterrolebinding",
-        )
+        ..of_cluster(RBAC, "ClusterRoleBinding", "clusterrolebindings", "clusterrolebinding")
     },
     Resource {
         name: Name::PathSegment,
         default: cluster::default_role,
         validate: cluster::validate_role,
-        ..of_cluster::<rbac::ClusterRole>(RBAC, "ClusterRole", "clusterroles", "clusterrole")
+        ..of_cluster(RBAC, "ClusterRole", "clusterroles", "clusterrole")
     },
     Resource {
         name: Name::PathSegment,
         default: cluster::default_binding,
         validate: cluster::validate_binding,
         validate_update: cluster::update_binding,
-        ..of_namespace::<rbac::RoleBinding>(RBAC, "RoleBinding", "rolebindings", "rolebinding")
+        ..of_namespace(RBAC, "RoleBinding", "rolebindings", "rolebinding")
     },
     Resource {
         name: Name::PathSegment,
         default: cluster::default_role,
         validate: cluster::validate_role,
-        ..of_namespace::<rbac::Role>(RBAC, "Role", "roles", "role")
+        ..of_namespace(RBAC, "Role", "roles", "role")
     },
     Resource {
         short_names: &["pc"],
         generation: true,
         default: cluster::default_priority_class,
         validate_update: cluster::update_priority_class,
-        ..of_cluster::<scheduling::PriorityClass>(
-            ("scheduling.k8s.io", "v1"),
-            "PriorityClass",
-            "priorityclasses",
-            "priorityclass",
-        )
+        ..of_cluster(("scheduling.k8s.io", "v1"), "PriorityClass", "priorityclasses", "priorityclass")
     },
     Resource {
         short_names: &["sc"],
-        ..of_cluster::<storage::StorageClass>(
-            ("storage.k8s.io", "v1"),
-            "StorageClass",
-            "storageclasses",
-            "storageclass",
-        )
+        ..of_cluster(("storage.k8s.io", "v1"), "StorageClass", "storageclasses", "storageclass")
     },
 ];

@@ -4,6 +4,7 @@ use super::pod::{immutable, not_negative, one_of, validate_template};
 use super::podspec::default_template;
 use crate::object::{self, at, child, default, fields, text};
 use coracle_api::field::{Errors, Path};
+use coracle_api::selector::{self, LabelSelector};
 use serde_json::{Value, json};
 
 pub(super) fn default_deployment(object: &mut Value) {
@@ -280,8 +281,9 @@ fn selected_template(spec: &Value, of: &str, restarts: &[&str], path: &Path, err
     } else if selector.as_object().is_some_and(serde_json::Map::is_empty) {
         errors.invalid(&path.child("selector"), json!({}), format!("empty selector is invalid for {of}"));
     } else {
-        validate_selector(selector, &path.child("selector"), errors);
-        if !selects(selector, labels) {
+        selector::validate(selector, &path.child("selector"), errors);
+        // One that is malformed has been told of.
+        if LabelSelector::from_value(selector).is_ok_and(|selector| !selector.matches_labels(labels)) {
             let labels = if labels.is_null() { json!("null") } else { labels.clone() };
             let why = "`selector` does not match template `labels`";
             errors.invalid(&template.child("metadata").child("labels"), labels, why);
@@ -292,47 +294,6 @@ fn selected_template(spec: &Value, of: &str, restarts: &[&str], path: &Path, err
     if !restarts.contains(&restart) {
         errors.not_supported(&template.child("spec").child("restartPolicy"), restart, restarts);
     }
-}
-
-/// `ValidateLabelSelector`.
-pub(super) fn validate_selector(selector: &Value, path: &Path, errors: &mut Errors) {
-    crate::registry::validate_labels(at(selector, &["matchLabels"]), &path.child("matchLabels"), errors);
-    for (index, expression) in object::items(selector, &["matchExpressions"]).iter().enumerate() {
-        let path = path.child("matchExpressions").index(index);
-        let values = object::items(expression, &["values"]);
-        match text(expression, &["operator"]) {
-            "In" | "NotIn" if values.is_empty() => {
-                errors
-                    .required(&path.child("values"), "must be specified when `operator` is 'In' or 'NotIn'");
-            }
-            "Exists" | "DoesNotExist" if !values.is_empty() => {
-                let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                errors.forbidden(&path.child("values"), why);
-            }
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            other => errors.invalid(&path.child("operator"), other, "not a valid selector operator"),
-        }
-        let key = text(expression, &["key"]);
-        for why in crate::registry::qualified_name(key) {
-            errors.invalid(&path.child("key"), key, why);
-        }
-    }
-}
-
-fn selects(selector: &Value, labels: &Value) -> bool {
-    let value = |key: &str| labels.get(key).and_then(Value::as_str);
-    let equal = at(selector, &["matchLabels"]).as_object().into_iter().flatten();
-    equal.into_iter().all(|(key, wanted)| value(key) == wanted.as_str())
-        && object::items(selector, &["matchExpressions"]).iter().all(|expression| {
-            let found = value(text(expression, &["key"]));
-            let among = || object::items(expression, &["values"]).iter().any(|v| v.as_str() == found);
-            match text(expression, &["operator"]) {
-                "In" => found.is_some() && among(),
-                "NotIn" => found.is_none() || !among(),
-                "Exists" => found.is_some(),
-                _ => found.is_none(),
-            }
-        })
 }
 
 pub(super) fn keep_selector(new: &Value, old: &Value, errors: &mut Errors) {

@@ -3,6 +3,7 @@
 use super::{Name, Resource, new_uid, now, random_suffix};
 use crate::object;
 use coracle_api::field::{Errors, Path};
+use coracle_api::names::{self, label_value, qualified_name};
 use coracle_api::status::StatusError;
 use serde_json::Value;
 
@@ -11,19 +12,12 @@ const ANNOTATIONS_BYTES_MAX: usize = 256 << 10;
 /// What a generated name keeps of its base: 63 less the suffix.
 const GENERATED_BASE_BYTES_MAX: usize = 58;
 
-pub(crate) const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-pub(crate) const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
-const SERVICE_LABEL: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
-const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
-const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
-
 /// What the system sets on a new object. A name is generated where one is asked for.
 pub(super) fn prepare_create(resource: &Resource, object: &mut Value) -> Result<(), StatusError> {
     if !object::text(object, &["metadata", "resourceVersion"]).is_empty() {
         return Err(StatusError::bad_request("resourceVersion should not be set on objects to be created"));
     }
-    for key in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields", "generation"]
-    {
+    for key in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
         object::set_meta(object, key, Value::Null);
     }
     let base = object::text(object, &["metadata", "generateName"]);
@@ -149,99 +143,26 @@ fn annotations(annotations: &Value, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// `IsQualifiedName`: what is wrong with a label's key.
-pub(crate) fn qualified_name(key: &str) -> Vec<String> {
-    let mut problems = Vec::new();
-    let name = match key.split_once('/') {
-        None => key,
-        Some((_, name)) if name.contains('/') => {
-            return vec![format!(
-                "a qualified name {}",
-                &format!(
-                    "{QUALIFIED} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
-                )["name part ".len()..]
-            )];
-        }
-        Some(("", name)) => {
-            problems.push("prefix part must be non-empty".to_string());
-            name
-        }
-        Some((prefix, name)) => {
-            problems
-                .extend(Name::Subdomain.problems(prefix).into_iter().map(|why| format!("prefix part {why}")));
-            name
-        }
-    };
-    if name.is_empty() {
-        problems.push("name part must be non-empty".into());
-    } else if name.len() > 63 {
-        problems.push("name part must be no more than 63 bytes".into());
-    }
-    if !word(name) {
-        problems.push(QUALIFIED.into());
-    }
-    problems
-}
-
-/// `IsValidLabelValue`.
-pub(crate) fn label_value(value: &str) -> Vec<String> {
-    let mut problems = Vec::new();
-    if value.len() > 63 {
-        problems.push("must be no more than 63 bytes".to_string());
-    }
-    if !value.is_empty() && !word(value) {
-        problems.push(LABEL_VALUE.into());
-    }
-    problems
-}
-
-/// `([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]`.
-fn word(text: &str) -> bool {
-    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let bytes = text.as_bytes();
-    edge(bytes.first())
-        && edge(bytes.last())
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
-}
-
-/// `[a-z0-9]([-a-z0-9]*[a-z0-9])?`.
-fn dns_label(text: &str) -> bool {
-    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let bytes = text.as_bytes();
-    bytes.first().is_some_and(alphanumeric)
-        && bytes.last().is_some_and(alphanumeric)
-        && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
-}
-
 impl Name {
     /// What is wrong with a name, in upstream's words.
     pub fn problems(self, name: &str) -> Vec<String> {
-        let mut problems = Vec::new();
-        let (bytes_max, fits, why) = match self {
-            Name::Subdomain => (253, name.split('.').all(dns_label), SUBDOMAIN),
-            Name::Label => (63, dns_label(name), LABEL),
-            Name::ServiceLabel => {
-                (63, dns_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase()), SERVICE_LABEL)
-            }
-            Name::PathSegment => {
-                if name == "." || name == ".." {
-                    problems.push(format!("may not be '{name}'"));
-                }
-                problems.extend(
-                    ['/', '%']
-                        .into_iter()
-                        .filter(|c| name.contains(*c))
-                        .map(|c| format!("may not contain '{c}'")),
-                );
-                return problems;
-            }
-        };
-        if name.len() > bytes_max {
-            problems.push(format!("must be no more than {bytes_max} bytes"));
+        match self {
+            Name::Subdomain => names::dns1123_subdomain(name),
+            Name::Label => names::dns1123_label(name),
+            Name::ServiceLabel => names::dns1035_label(name),
+            Name::PathSegment => path_segment(name),
         }
-        if !fits {
-            problems.push(why.into());
-        }
-        problems
     }
+}
+
+/// `IsValidPathSegmentName`.
+fn path_segment(name: &str) -> Vec<String> {
+    let mut problems = Vec::new();
+    if name == "." || name == ".." {
+        problems.push(format!("may not be '{name}'"));
+    }
+    problems.extend(
+        ['/', '%'].into_iter().filter(|c| name.contains(*c)).map(|c| format!("may not contain '{c}'")),
+    );
+    problems
 }

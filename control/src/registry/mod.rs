@@ -18,14 +18,13 @@ mod delete;
 mod list;
 mod meta;
 pub mod options;
-pub mod patch;
 mod resource;
 pub mod selector;
 mod watch;
 mod write;
 
 pub use allocate::{NODE_PORTS, ServiceRange};
-pub(crate) use meta::{labels as validate_labels, qualified_name};
+pub(crate) use meta::labels as validate_labels;
 pub use resource::{
     Name, Part, Resource, Stored, Subresource, Verbs, api_version, cluster, namespaced, part, status,
 };

@@ -4,13 +4,16 @@ use super::selector::Selector;
 use super::{GRACE_SECONDS_MAX, Resource};
 use crate::object;
 use crate::storage::Revision;
-use coracle_api::field::{Errors, Path, quoted};
+use coracle_api::decode::FieldValidation;
+use coracle_api::field::{Errors, Path, Problem, quoted};
 use coracle_api::status::{GroupKind, StatusError};
 use serde_json::Value;
 use std::time::Duration;
 
 /// How long a watch lasts when nobody says; upstream takes 30 to 60 minutes.
 const WATCH_DEFAULT: Duration = Duration::from_secs(45 * 60);
+/// Of a field manager's name, as upstream.
+const MANAGER_BYTES_MAX: usize = 128;
 const WATCH_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// The query of a request, decoded.
@@ -49,46 +52,50 @@ impl Query {
     }
 }
 
-/// What to do with unknown fields.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FieldValidation {
-    /// Drop them.
-    Ignore,
-    /// Drop them and say so in a header.
-    #[default]
-    Warn,
-    /// Refuse the object.
-    Strict,
-}
-
 /// Of a create, an update or a patch.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
     /// Everything but the writing.
     pub dry_run: bool,
     /// Of unknown fields.
     pub validation: FieldValidation,
+    /// Who owns the fields that it writes.
+    pub manager: String,
+    /// An apply takes what others own.
+    pub force: bool,
 }
 
 impl WriteOptions {
-    /// Reads `dryRun` and `fieldValidation`; `kind` is that of the options in errors: `CreateOptions`.
+    /// Reads the query; `kind` is that of the options in errors: `CreateOptions`. Without a `fieldManager` the first
+    /// word of the user agent is the manager, except for an apply (`applies`), which must name one.
     ///
     /// # Errors
     /// 422 for values that do not exist.
-    pub fn parse(query: &Query, kind: &str) -> Result<WriteOptions, StatusError> {
+    pub fn parse(query: &Query, kind: &str, agent: &str, applies: bool) -> Result<WriteOptions, StatusError> {
         let mut errors = Errors::default();
         let dry_run = dry_run(query.get("dryRun"), &mut errors);
-        let validation = match query.get("fieldValidation") {
-            "Ignore" => FieldValidation::Ignore,
-            "" | "Warn" => FieldValidation::Warn,
-            "Strict" => FieldValidation::Strict,
-            other => {
-                errors.not_supported(&Path::new("fieldValidation"), other, &["", "Ignore", "Warn", "Strict"]);
-                FieldValidation::Strict
-            }
-        };
+        let asked = query.get("fieldValidation");
+        let validation = FieldValidation::parse(asked).unwrap_or_else(|| {
+            errors.not_supported(&Path::new("fieldValidation"), asked, &["", "Ignore", "Warn", "Strict"]);
+            FieldValidation::Strict
+        });
+        let (path, named) = (Path::new("fieldManager"), query.get("fieldManager"));
+        if named.len() > MANAGER_BYTES_MAX {
+            errors.push(&path, Problem::TooLong(MANAGER_BYTES_MAX));
+        } else if named.chars().any(char::is_control) {
+            errors.invalid(&path, named, "should only contain printable characters");
+        }
+        let force = query.flag("force");
+        if applies && named.is_empty() {
+            errors.required(&path, "is required for apply patch");
+        } else if !applies && !query.get("force").is_empty() {
+            errors.forbidden(&Path::new("force"), "may not be specified for non-apply patch");
+        }
         finish(errors, kind)?;
-        Ok(WriteOptions { dry_run, validation })
+        let agent = agent.split('/').next().unwrap_or_default();
+        let manager =
+            if named.is_empty() { agent.chars().take(MANAGER_BYTES_MAX).collect() } else { named.into() };
+        Ok(WriteOptions { dry_run, validation, manager, force })
     }
 }
 

@@ -1,9 +1,8 @@
 //! What the registry knows of a kind: a row of one table, with plain functions where kinds differ.
 
-use crate::decode::{DecodeError, normalize};
 use coracle_api::field::Errors;
+use coracle_api::schema::{self, Form};
 use coracle_api::status::{GroupKind, GroupResource};
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// What may be done with the objects of a kind.
@@ -100,8 +99,6 @@ pub struct Resource {
     pub status_on_create: bool,
     /// Whether a deletion answers with the object rather than a `Status`.
     pub returns_deleted: bool,
-    /// The type's own check.
-    pub normalize: fn(&mut Value) -> Result<Vec<String>, DecodeError>,
     /// Defaults, as upstream's `SetDefaults_*`; idempotent.
     pub default: fn(&mut Value),
     /// On creation, once the system's metadata is set.
@@ -147,8 +144,8 @@ fn nothing_old(_: &mut Value, _: &Value) {}
 fn no_errors(_: &Value, _: &mut Errors) {}
 fn no_update_errors(_: &Value, _: &Value, _: &mut Errors) {}
 
-/// A kind of type `T` without anything special: a namespaced one of `group/version`.
-pub const fn namespaced<T: DeserializeOwned>(
+/// A kind without anything special, in namespaces.
+pub const fn namespaced(
     (group, version): (&'static str, &'static str),
     kind: &'static str,
     plural: &'static str,
@@ -170,7 +167,6 @@ pub const fn namespaced<T: DeserializeOwned>(
         name: Name::Subdomain,
         status_on_create: false,
         returns_deleted: false,
-        normalize: normalize::<T>,
         default: nothing,
         prepare_create: nothing,
         prepare_update: nothing_old,
@@ -181,13 +177,13 @@ pub const fn namespaced<T: DeserializeOwned>(
 }
 
 /// The same for the whole cluster.
-pub const fn cluster<T: DeserializeOwned>(
+pub const fn cluster(
     group_version: (&'static str, &'static str),
     kind: &'static str,
     plural: &'static str,
     singular: &'static str,
 ) -> Resource {
-    Resource { namespaced: false, ..namespaced::<T>(group_version, kind, plural, singular) }
+    Resource { namespaced: false, ..namespaced(group_version, kind, plural, singular) }
 }
 
 impl Resource {
@@ -199,6 +195,11 @@ impl Resource {
     /// `Deployment.apps`.
     pub fn group_kind(&self) -> GroupKind<'static> {
         GroupKind { group: self.group, kind: self.kind }
+    }
+
+    /// What its objects are made of.
+    pub fn form(&self) -> &'static Form {
+        schema::kind(&self.api_version(), self.kind).expect("a test looks up every kind of the table")
     }
 
     /// `apps/v1`, or `v1`.

@@ -1,19 +1,30 @@
 //! Create, update, patch: how an object comes in.
 
-use super::options::{FieldValidation, WriteOptions};
-use super::patch::{PatchType, patched};
+use super::options::WriteOptions;
 use super::{
     Part, RETRIES_MAX, Registry, Resource, Subresource, Target, Written, load, meta, refused, seal, stamp,
 };
 use crate::kinds;
 use crate::object;
 use crate::storage::StorageError;
+use coracle_api::apply;
+use coracle_api::decode::{self, Document, FieldValidation};
 use coracle_api::field::{Errors, quoted};
-use coracle_api::status::StatusError;
+use coracle_api::patch::{self, PatchType};
+use coracle_api::status::{Reason, StatusError};
 use serde_json::{Value, json};
 
 /// Makes the new object of the stored one, with warnings for whoever asked.
 type Produce<'a> = dyn Fn(&Value) -> Result<(Value, Vec<String>), StatusError> + Sync + 'a;
+
+/// Who records which fields a write owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owners {
+    /// Whatever changed is the writer's.
+    ByChange,
+    /// An apply has said so already.
+    Applied,
+}
 
 impl Registry {
     /// Adds an object.
@@ -23,11 +34,22 @@ impl Registry {
     pub async fn create(
         &self,
         target: &Target,
+        document: Document,
+        options: &WriteOptions,
+    ) -> Result<Written, StatusError> {
+        let (object, warnings) = accept(target.resource, document, options.validation)?;
+        self.insert(target, object, warnings, options, Owners::ByChange).await
+    }
+
+    async fn insert(
+        &self,
+        target: &Target,
         mut object: Value,
-        options: WriteOptions,
+        warnings: Vec<String>,
+        options: &WriteOptions,
+        owners: Owners,
     ) -> Result<Written, StatusError> {
         let resource = target.resource;
-        let warnings = accept(resource, &mut object, options.validation)?;
         match_namespace(target, &mut object)?;
         (resource.default)(&mut object);
         self.admit_create(target, &mut object).await?;
@@ -36,6 +58,10 @@ impl Registry {
             object::remove(&mut object, "status");
         }
         (resource.prepare_create)(&mut object);
+        if owners == Owners::ByChange {
+            let api_version = resource.api_version();
+            apply::update(&change(resource, &api_version, options, None), &Value::Null, &mut object);
+        }
         validate(resource, &object, None)?;
         let name = object::name(&object).to_string();
         let claims = self.claim(resource, &mut object, None, options.dry_run).await?;
@@ -56,14 +82,13 @@ impl Registry {
             }
             Err(error) => {
                 self.release(claims).await;
+                let generated = !object::text(&object, &["metadata", "generateName"]).is_empty();
                 Err(match error {
-                    StorageError::Conflict(_)
-                        if object::text(&object, &["metadata", "generateName"]).is_empty() =>
-                    {
-                        StatusError::already_exists(resource.group_resource(), &name)
+                    StorageError::Conflict(_) if generated => {
+                        StatusError::generate_name_conflict(resource.group_resource(), &name, 1)
                     }
                     StorageError::Conflict(_) => {
-                        StatusError::generate_name_conflict(resource.group_resource(), &name, 1)
+                        StatusError::already_exists(resource.group_resource(), &name)
                     }
                     error => refused(error),
                 })
@@ -79,25 +104,17 @@ impl Registry {
         &self,
         target: &Target,
         part: Option<&'static Subresource>,
-        mut object: Value,
-        options: WriteOptions,
+        document: Document,
+        options: &WriteOptions,
     ) -> Result<Written, StatusError> {
-        let warnings = accept(target.resource, &mut object, options.validation)?;
+        let (mut object, warnings) = accept(target.resource, document, options.validation)?;
         match_namespace(target, &mut object)?;
-        match object::name(&object) {
-            "" => object::set_meta(&mut object, "name", target.name.as_str()),
-            name if name != target.name => {
-                return Err(StatusError::bad_request(format!(
-                    "the name of the object ({name}) does not match the name on the URL ({})",
-                    target.name
-                )));
-            }
-            _ => {}
-        }
-        self.rewrite(target, part, options, &|_| Ok((object.clone(), warnings.clone()))).await
+        match_name(target, &mut object)?;
+        let produce = |_: &Value| Ok((object.clone(), warnings.clone()));
+        self.rewrite(target, part, options, Owners::ByChange, &produce).await
     }
 
-    /// Patches an object, or a part of it.
+    /// Patches an object, or a part of it. An apply may make it: then the answer is true.
     ///
     /// # Errors
     /// 404, 409, 415, 422.
@@ -105,30 +122,83 @@ impl Registry {
         &self,
         target: &Target,
         part: Option<&'static Subresource>,
-        (how, patch): (PatchType, &Value),
-        options: WriteOptions,
-    ) -> Result<Written, StatusError> {
+        (how, patch): (PatchType, Document),
+        options: &WriteOptions,
+    ) -> Result<(bool, Written), StatusError> {
+        let resource = target.resource;
+        if how == PatchType::Apply {
+            return self.apply(target, part, patch.value, options).await;
+        }
         let produce = |old: &Value| {
-            let mut new = patched(old, patch, how)?;
-            let warnings = accept(target.resource, &mut new, options.validation)?;
+            let new = match how {
+                PatchType::Json => patch::json(old.clone(), &patch.value)?,
+                PatchType::StrategicMerge => {
+                    patch::strategic(resource.form(), old.clone(), patch.value.clone())?
+                }
+                PatchType::Merge | PatchType::Apply => {
+                    let mut new = old.clone();
+                    patch::merge(&mut new, patch.value.clone());
+                    new
+                }
+            };
+            let document = Document { value: new, duplicates: patch.duplicates.clone() };
+            let (mut new, warnings) = accept(resource, document, options.validation)?;
             match_namespace(target, &mut new)?;
             if object::name(&new) != target.name {
                 let mut errors = Errors::default();
                 let path = coracle_api::field::Path::new("metadata").child("name");
                 errors.invalid(&path, object::name(&new), "field is immutable");
-                return Err(StatusError::invalid(target.resource.group_kind(), &target.name, &errors));
+                return Err(StatusError::invalid(resource.group_kind(), &target.name, &errors));
             }
             Ok((new, warnings))
         };
-        self.rewrite(target, part, options, &produce).await
+        let written = self.rewrite(target, part, options, Owners::ByChange, &produce).await?;
+        Ok((false, written))
     }
 
-    /// Makes a new object of the stored one and stores it; again when somebody else was faster.
-    pub(super) async fn rewrite(
+    /// Server-side apply.
+    async fn apply(
         &self,
         target: &Target,
         part: Option<&'static Subresource>,
-        options: WriteOptions,
+        mut config: Value,
+        options: &WriteOptions,
+    ) -> Result<(bool, Written), StatusError> {
+        let resource = target.resource;
+        identify(resource, &config)?;
+        match_namespace(target, &mut config)?;
+        match_name(target, &mut config)?;
+        let api_version = resource.api_version();
+        let change = change(resource, &api_version, options, part);
+        let produce =
+            |old: &Value| Ok((apply::apply(&change, Some(old), &config, options.force)?, Vec::new()));
+        for _ in 0..RETRIES_MAX {
+            let exists = self.storage.get(&target.key()).await.map_err(refused)?.is_some();
+            let written = if exists {
+                self.rewrite(target, part, options, Owners::Applied, &produce).await
+            } else if part.is_some() {
+                return Err(target.not_found());
+            } else {
+                let new = apply::apply(&change, None, &config, options.force)?;
+                self.insert(target, new, Vec::new(), options, Owners::Applied).await
+            };
+            match written {
+                // Somebody else made it, or removed it, in between.
+                Err(error) if exists && error.reason == Reason::NotFound => {}
+                Err(error) if !exists && error.reason == Reason::AlreadyExists => {}
+                written => return written.map(|written| (!exists, written)),
+            }
+        }
+        Err(StatusError::stale(resource.group_resource(), &target.name))
+    }
+
+    /// Makes a new object of the stored one and stores it; again when somebody else was faster.
+    async fn rewrite(
+        &self,
+        target: &Target,
+        part: Option<&'static Subresource>,
+        options: &WriteOptions,
+        owners: Owners,
         produce: &Produce<'_>,
     ) -> Result<Written, StatusError> {
         let resource = target.resource;
@@ -152,6 +222,12 @@ impl Registry {
             }
             meta::keep(&mut new, &old);
             let mut claims = Vec::new();
+            let own = |new: &mut Value| {
+                if owners == Owners::ByChange {
+                    let api_version = resource.api_version();
+                    apply::update(&change(resource, &api_version, options, part), &old, new);
+                }
+            };
             match part {
                 None => {
                     (resource.default)(&mut new);
@@ -160,10 +236,18 @@ impl Registry {
                     if resource.generation {
                         meta::bump_generation(&mut new, &old);
                     }
+                    own(&mut new);
                     validate(resource, &new, Some(&old))?;
                     claims = self.claim(resource, &mut new, Some(&old), options.dry_run).await?;
                 }
-                Some(part) => new = with_part(&new, &old, part),
+                Some(part) => {
+                    let managed = object::at(&new, &["metadata", "managedFields"]).clone();
+                    new = with_part(&new, &old, part);
+                    if owners == Owners::Applied {
+                        object::set_meta(&mut new, "managedFields", managed);
+                    }
+                    own(&mut new);
+                }
             }
             if new == old {
                 return Ok(Written { object: old, warnings });
@@ -212,7 +296,7 @@ impl Registry {
         &self,
         target: &Target,
         binding: &Value,
-        options: WriteOptions,
+        options: &WriteOptions,
     ) -> Result<Value, StatusError> {
         let node = object::text(binding, &["target", "name"]).to_string();
         if node.is_empty() {
@@ -245,17 +329,54 @@ impl Registry {
             kinds::pod_scheduled(&mut new, &super::now().to_string());
             Ok((new, Vec::new()))
         };
-        self.rewrite(target, Some(&kinds::BINDING), options, &assign).await?;
+        self.rewrite(target, Some(&kinds::BINDING), options, Owners::ByChange, &assign).await?;
         Ok(json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Success", "code": 201}))
     }
 }
 
-/// Checks that the body is of the kind, and brings it into form; answers with warnings.
-pub(crate) fn accept(
+/// What managed fields are told of a write.
+fn change<'a>(
     resource: &Resource,
-    object: &mut Value,
+    api_version: &'a str,
+    options: &'a WriteOptions,
+    part: Option<&Subresource>,
+) -> apply::Change<'a> {
+    apply::Change {
+        form: resource.form(),
+        api_version,
+        manager: &options.manager,
+        subresource: part.map_or("", |part| part.name),
+        ignored: match part {
+            None if resource.has_status() && !resource.status_on_create => &["status"],
+            None => &[],
+            Some(part) if part.what == Part::Status => &["spec"],
+            Some(_) => &[],
+        },
+        now: super::now(),
+    }
+}
+
+/// Checks that the body is of the kind, and brings it into form; with warnings for whoever sent it.
+fn accept(
+    resource: &Resource,
+    document: Document,
     validation: FieldValidation,
-) -> Result<Vec<String>, StatusError> {
+) -> Result<(Value, Vec<String>), StatusError> {
+    identify(resource, &document.value)?;
+    let mut strict = decode::duplicates(&document);
+    let mut object = document.value;
+    let fields = object::fields(&mut object);
+    fields.insert("apiVersion".into(), resource.api_version().into());
+    fields.insert("kind".into(), resource.kind.into());
+    let judged = decode::object(resource.form(), object).and_then(|decoded| {
+        strict.extend(decoded.strict);
+        Ok((decoded.value, validation.judge(strict)?))
+    });
+    judged.map_err(|error| StatusError::unhandled(resource.kind, resource.version, resource.kind, error))
+}
+
+/// Whether an object says that it is of the kind, or says nothing.
+fn identify(resource: &Resource, object: &Value) -> Result<(), StatusError> {
     if !object.is_object() {
         let why = "couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }";
         return Err(StatusError::unrecognized(resource.kind, why, object.to_string().as_bytes()));
@@ -270,11 +391,11 @@ pub(crate) fn accept(
     if kind != resource.kind || group != resource.group {
         let why = match kinds::find_kind(group, version, &kind) {
             Some(found) => format!(
-                "converting ({version}.{kind}) to ({}.{}): unknown conversion",
+                "converting ({}.{kind}) to ({}.{}): unknown conversion",
+                found.version,
                 internal_name(resource.group),
                 resource.kind
-            )
-            .replace(&format!("({version}.{kind})"), &format!("({}.{kind})", found.version)),
+            ),
             None => format!(
                 "no kind {} is registered for version {} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
                 quoted(&kind),
@@ -288,25 +409,7 @@ pub(crate) fn accept(
             "the API version in the data ({api_version}) does not match the expected API version ({wanted})"
         )));
     }
-    let fields = object::fields(object);
-    fields.remove("apiVersion");
-    fields.remove("kind");
-    let unknown = (resource.normalize)(object)
-        .map_err(|error| StatusError::unhandled(&kind, version, resource.kind, error))?;
-    let fields = object::fields(object);
-    fields.insert("apiVersion".into(), wanted.into());
-    fields.insert("kind".into(), resource.kind.into());
-    let unknown: Vec<String> =
-        unknown.iter().map(|field| format!("unknown field {}", quoted(field))).collect();
-    match validation {
-        FieldValidation::Ignore => Ok(Vec::new()),
-        FieldValidation::Warn => Ok(unknown),
-        FieldValidation::Strict if unknown.is_empty() => Ok(Vec::new()),
-        FieldValidation::Strict => {
-            let why = format!("strict decoding error: {}", unknown.join(", "));
-            Err(StatusError::unhandled(&kind, version, resource.kind, why))
-        }
-    }
+    Ok(())
 }
 
 /// Upstream's name of a group's internal package, which its conversion errors show.
@@ -315,6 +418,21 @@ fn internal_name(group: &str) -> &str {
         None | Some("") => "core",
         Some(first) => first,
     }
+}
+
+/// The object is the one of the path.
+fn match_name(target: &Target, object: &mut Value) -> Result<(), StatusError> {
+    match object::name(object) {
+        "" => object::set_meta(object, "name", target.name.as_str()),
+        name if name != target.name => {
+            return Err(StatusError::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                target.name
+            )));
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 fn match_namespace(target: &Target, object: &mut Value) -> Result<(), StatusError> {
