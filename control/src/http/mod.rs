@@ -13,6 +13,7 @@ mod connection;
 mod discovery;
 mod metrics;
 mod negotiate;
+mod openapi;
 mod path;
 mod serve;
 

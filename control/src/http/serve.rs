@@ -4,10 +4,10 @@ use super::auth::{Attributes, Peer, authorize};
 use super::body::{self, Body};
 use super::negotiate::{self, Accepted, Shape, Shown};
 use super::path::{ResourcePath, Route, route, verb};
-use super::{Context, REQUEST, discovery};
+use super::{Context, REQUEST, discovery, openapi};
 use crate::kinds;
 use crate::registry::options::{DeleteOptions, ListOptions, Query, WatchOptions, WriteOptions};
-use crate::registry::{Part, Resource, Subresource, Target, Written};
+use crate::registry::{Part, Rescale, Resource, Subresource, Target, Written};
 use coracle_api::patch::PatchType;
 use coracle_api::status::StatusError;
 use coracle_api::table::IncludeObject;
@@ -17,6 +17,9 @@ use hyper::{Method, Request, StatusCode};
 use serde_json::Value;
 use std::convert::Infallible;
 use std::sync::Arc;
+
+/// What is served beside the API itself.
+const SERVED: &[&str] = &["/version", "/metrics", "/healthz", "/livez", "/readyz", "/openapi/v3"];
 
 type Response = hyper::Response<Body>;
 
@@ -144,7 +147,12 @@ async fn plain(
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Err(StatusError::generic(405, ""));
     }
-    let accepted = negotiate::accept(accept, true)?;
+    // A path that does not exist is that, whatever is accepted.
+    let accepted = negotiate::accept(accept, true);
+    if let (Route::Other, false) = (route, SERVED.iter().any(|root| path.starts_with(root))) {
+        return Ok(Answer::not_found());
+    }
+    let accepted = accepted?;
     let aggregated = accepted.shape == Shape::Discovery;
     let whole = Accepted { shape: Shape::Whole, ..accepted };
     let found = match route {
@@ -155,8 +163,8 @@ async fn plain(
         Route::Groups { core: false } => Some(discovery::group_list()),
         Route::Group { group } => discovery::group(group),
         Route::Version { group, version } => discovery::resource_list(group, version),
-        Route::Other | Route::Resource(_) => match path {
-            "/version" | "/version/" => Some(discovery::version()),
+        Route::Other | Route::Resource(_) => match path.trim_end_matches('/') {
+            "/version" => Some(discovery::version()),
             "/metrics" => return Ok(Answer::Text { code: 200, text: context.metrics.text() }),
             "/healthz" | "/livez" | "/livez/ping" | "/healthz/ping" => {
                 return Ok(Answer::Text { code: 200, text: "ok".into() });
@@ -169,7 +177,7 @@ async fn plain(
                     Err(error) => Answer::Text { code: 500, text: format!("[-]storage failed: {error}\n") },
                 });
             }
-            _ => None,
+            path => openapi::document(path.strip_prefix("/openapi/v3").unwrap_or("none")),
         },
     };
     Ok(found.map_or_else(Answer::not_found, |object| Answer::ok(object, whole)))
@@ -252,7 +260,9 @@ impl Asked {
         let content_type = text(&self.headers, &header::CONTENT_TYPE);
         let media_type = negotiate::media_type(content_type);
         let agent = text(&self.headers, &header::USER_AGENT);
+        let is_scale = part.is_some_and(|part| part.what == Part::Scale);
         Ok(match self.verb {
+            "get" if is_scale => Answer::ok(registry.scale(target).await?, accepted),
             "get" => Answer::ok(registry.get(target).await?, accepted),
             "list" => {
                 let options = ListOptions::parse(resource, &self.query)?;
@@ -272,6 +282,10 @@ impl Asked {
             "update" => {
                 let options = WriteOptions::parse(&self.query, "UpdateOptions", agent, false)?;
                 let object = negotiate::read(media_type, &body::read(body).await?, resource.kind)?;
+                if is_scale {
+                    let how = Rescale::Replace(object);
+                    return Ok(written(200, registry.rescale(target, &how, &options).await?));
+                }
                 written(200, registry.update(target, part, object, &options).await?)
             }
             "patch" => {
@@ -279,6 +293,10 @@ impl Asked {
                 let applies = how == PatchType::Apply;
                 let options = WriteOptions::parse(&self.query, "PatchOptions", agent, applies)?;
                 let patch = negotiate::read_patch(how, &body::read(body).await?, resource.kind)?;
+                if is_scale {
+                    let how = Rescale::Patch(how, patch);
+                    return Ok(written(200, registry.rescale(target, &how, &options).await?));
+                }
                 let (made, patched) = registry.patch(target, part, (how, patch), &options).await?;
                 written(if made { 201 } else { 200 }, patched)
             }

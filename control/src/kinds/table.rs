@@ -2,7 +2,8 @@
 
 use super::{BINDING, CORE, cluster, config, pod, service, workloads};
 use crate::registry::{
-    Name, Part, Resource, Stored, Verbs, cluster as of_cluster, namespaced as of_namespace, part, status,
+    Name, Part, Resource, SCALE, Stored, Verbs, cluster as of_cluster, namespaced as of_namespace, part,
+    status,
 };
 
 const ALL: &[&str] = &["all"];
@@ -132,7 +133,7 @@ pub static RESOURCES: &[Resource] = &[
         short_names: &["rc"],
         categories: ALL,
         generation: true,
-        subresources: &[status("ReplicationController")],
+        subresources: &[SCALE, status("ReplicationController")],
         default: workloads::default_replication_controller,
         prepare_create: workloads::zero_replicas,
         selectable: &["status.replicas"],
@@ -188,7 +189,7 @@ pub static RESOURCES: &[Resource] = &[
         short_names: &["deploy"],
         categories: ALL,
         generation: true,
-        subresources: &[status("Deployment")],
+        subresources: &[SCALE, status("Deployment")],
         default: workloads::default_deployment,
         prepare_create: workloads::empty_status,
         validate: workloads::validate_deployment,
@@ -199,7 +200,7 @@ pub static RESOURCES: &[Resource] = &[
         short_names: &["rs"],
         categories: ALL,
         generation: true,
-        subresources: &[status("ReplicaSet")],
+        subresources: &[SCALE, status("ReplicaSet")],
         selectable: &["status.replicas"],
         default: workloads::default_replica_set,
         prepare_create: workloads::zero_replicas,
@@ -211,7 +212,7 @@ pub static RESOURCES: &[Resource] = &[
         short_names: &["sts"],
         categories: ALL,
         generation: true,
-        subresources: &[status("StatefulSet")],
+        subresources: &[SCALE, status("StatefulSet")],
         default: workloads::default_stateful_set,
         prepare_create: workloads::prepare_stateful_set,
         validate: workloads::validate_stateful_set,

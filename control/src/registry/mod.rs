@@ -19,6 +19,7 @@ mod list;
 mod meta;
 pub mod options;
 mod resource;
+mod scale;
 pub mod selector;
 mod watch;
 mod write;
@@ -26,8 +27,9 @@ mod write;
 pub use allocate::{NODE_PORTS, ServiceRange};
 pub(crate) use meta::labels as validate_labels;
 pub use resource::{
-    Name, Part, Resource, Stored, Subresource, Verbs, api_version, cluster, namespaced, part, status,
+    Name, Part, Resource, SCALE, Stored, Subresource, Verbs, api_version, cluster, namespaced, part, status,
 };
+pub use scale::Rescale;
 pub use watch::{WatchEvent, WatchStream};
 
 use crate::object;

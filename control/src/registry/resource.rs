@@ -52,6 +52,8 @@ pub enum Part {
     Approval,
     /// `spec.nodeName` of a pod, once.
     Binding,
+    /// `spec.replicas`, as a Scale.
+    Scale,
 }
 
 const UPDATE: &[&str] = &["get", "patch", "update"];
@@ -60,6 +62,15 @@ const UPDATE: &[&str] = &["get", "patch", "update"];
 pub const fn status(kind: &'static str) -> Subresource {
     Subresource { name: "status", what: Part::Status, verbs: UPDATE, kind, of: None }
 }
+
+/// `/scale`.
+pub const SCALE: Subresource = Subresource {
+    name: "scale",
+    what: Part::Scale,
+    verbs: UPDATE,
+    kind: "Scale",
+    of: Some(("autoscaling", "v1")),
+};
 
 /// Another subresource of the same kind.
 pub const fn part(name: &'static str, what: Part, kind: &'static str) -> Subresource {

@@ -19,7 +19,7 @@ type Produce<'a> = dyn Fn(&Value) -> Result<(Value, Vec<String>), StatusError> +
 
 /// Who records which fields a write owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owners {
+pub(super) enum Owners {
     /// Whatever changed is the writer's.
     ByChange,
     /// An apply has said so already.
@@ -193,7 +193,7 @@ impl Registry {
     }
 
     /// Makes a new object of the stored one and stores it; again when somebody else was faster.
-    async fn rewrite(
+    pub(super) async fn rewrite(
         &self,
         target: &Target,
         part: Option<&'static Subresource>,
@@ -245,6 +245,9 @@ impl Registry {
                     new = with_part(&new, &old, part);
                     if owners == Owners::Applied {
                         object::set_meta(&mut new, "managedFields", managed);
+                    }
+                    if part.what == Part::Scale && resource.generation {
+                        meta::bump_generation(&mut new, &old);
                     }
                     own(&mut new);
                 }
@@ -484,6 +487,7 @@ fn with_part(new: &Value, old: &Value, part: &Subresource) -> Value {
         }
         Part::Finalize => copy(&["spec", "finalizers"]),
         Part::Approval => copy(&["status", "conditions"]),
+        Part::Scale => copy(&["spec", "replicas"]),
         Part::Binding => {
             copy(&["spec", "nodeName"]);
             copy(&["status", "conditions"]);

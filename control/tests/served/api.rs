@@ -399,6 +399,56 @@ async fn discovery_names_what_upstream_names() {
     assert!(resources.iter().any(|r| r["resource"] == "pods" && r["scope"] == "Namespaced"));
 }
 
+#[tokio::test]
+async fn a_reader_that_takes_nothing_slows_nobody_and_loses_nothing_silently() {
+    let control = Control::start(&[]);
+    let mut client = control.connect().await;
+    let mut stalled = watch(&control, &format!("{CONFIG_MAPS}?watch=true&resourceVersion=1")).await;
+    let mut quick = watch(&control, &format!("{CONFIG_MAPS}?watch=true&resourceVersion=1")).await;
+    // More than the sockets hold, and more than the history keeps.
+    let large = "x".repeat(900 << 10);
+    let count = 40;
+    for n in 0..count {
+        let object = json!({"metadata": {"name": format!("c{n}")}, "data": {"a": large}});
+        made(&mut client, CONFIG_MAPS, &object).await;
+        while quick.said().await != format!("ADDED c{n}") {}
+    }
+    // It has the beginning, in order, and then is told that it missed the rest.
+    let mut told = None;
+    let mut seen = 0;
+    while let Some(event) = stalled.next().await {
+        if event["type"] == "ERROR" {
+            told = Some(event["object"]["code"].clone());
+        } else if event["object"]["metadata"]["name"] == format!("c{seen}") {
+            seen += 1;
+        }
+    }
+    assert_eq!(told, Some(json!(410)));
+    assert!(seen < count, "{seen}");
+}
+
+#[tokio::test]
+async fn every_one_of_many_watches_sees_every_change() {
+    const WATCHES: usize = 200;
+    let control = Control::start(&[]);
+    let mut client = control.connect().await;
+    let mut watches = Vec::new();
+    for _ in 0..WATCHES {
+        watches.push(watch(&control, &format!("{CONFIG_MAPS}?watch=true&labelSelector=w")).await);
+    }
+    for n in 0..10 {
+        made(&mut client, CONFIG_MAPS, &config_map(&format!("w{n}"), json!({"w": "x"}))).await;
+    }
+    for watch in &mut watches {
+        for n in 0..10 {
+            assert_eq!(watch.said().await, format!("ADDED w{n}"));
+        }
+    }
+    let (_, metrics) = client.json("GET", "/metrics", None).await;
+    let line = format!("apiserver_longrunning_requests{{verb=\"WATCH\"}} {WATCHES}");
+    assert!(metrics.as_str().is_some_and(|text| text.contains(&line)), "{metrics}");
+}
+
 /// The figures, printed; the asserted bounds have a margin for a busy machine and a debug build.
 #[tokio::test]
 async fn creating_and_reading_take_milliseconds() {

@@ -75,7 +75,7 @@ fn kubectl_creates_reads_changes_watches_and_deletes() {
     );
 
     // Client-side apply: made, then unchanged, then configured.
-    let apply = ["apply", "--validate=false", "-f", "-"];
+    let apply = ["apply", "-f", "-"];
     let made = kubectl.run(&apply, MANIFEST).expect("applies");
     assert_eq!(made, "namespace/shop created\nconfigmap/settings created\npod/web created");
     let again = kubectl.run(&apply, MANIFEST).expect("applies");
@@ -123,7 +123,7 @@ fn kubectl_creates_reads_changes_watches_and_deletes() {
     next();
     let gone = kubectl.run(&["-n", "shop", "get", "pod", "web"], "").expect_err("gone");
     assert_eq!(gone, "Error from server (NotFound): pods \"web\" not found");
-    let create = ["create", "--validate=false", "-f", "-"];
+    let create = ["create", "-f", "-"];
     let twice =
         kubectl.run(&create, "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}").expect_err("twice");
     assert!(
@@ -140,4 +140,98 @@ fn kubectl_creates_reads_changes_watches_and_deletes() {
     let late = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: late, namespace: shop}";
     let late = kubectl.run(&create, late).expect_err("too late");
     assert!(late.contains("because it is being terminated"), "{late}");
+}
+
+const DEPLOYMENT: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: api}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: api}}
+  template:
+    metadata: {labels: {app: api}}
+    spec:
+      containers:
+      - {name: main, image: "api:1"}
+      - {name: side, image: "side:1"}
+"#;
+
+#[test]
+fn kubectl_posts_protobuf_applies_both_ways_scales_and_prints_tables() {
+    let control = Control::start(&[]);
+    let kubectl = Kubectl(&control);
+    let table = |arguments: &[&str]| -> Vec<Vec<String>> {
+        let lines = kubectl.ok(arguments);
+        lines.lines().map(|line| line.split_whitespace().map(String::from).collect()).collect()
+    };
+
+    // Typed creations are protobuf.
+    for (arguments, said) in [
+        (&["create", "deployment", "web", "--image=nginx"][..], "deployment.apps/web created"),
+        (&["create", "configmap", "cm", "--from-literal=a=b"], "configmap/cm created"),
+        (&["create", "secret", "generic", "s", "--from-literal=a=b"], "secret/s created"),
+        (&["create", "serviceaccount", "bob"], "serviceaccount/bob created"),
+        (&["create", "cronjob", "cj", "--image=i", "--schedule=*/5 * * * *"], "cronjob.batch/cj created"),
+        (&["expose", "deployment", "web", "--port=80"], "service/web exposed"),
+        (
+            &["autoscale", "deployment", "web", "--max=3", "--cpu-percent=50"],
+            "horizontalpodautoscaler.autoscaling/web autoscaled",
+        ),
+        (&["set", "image", "deployment/web", "nginx=nginx:1.25"], "deployment.apps/web image updated"),
+        (&["scale", "deployment", "web", "--replicas=3"], "deployment.apps/web scaled"),
+        (&["run", "p", "--image=busybox"], "pod/p created"),
+    ] {
+        assert_eq!(kubectl.ok(arguments), said, "{arguments:?}");
+    }
+    let rows = table(&["get", "deployments"]);
+    assert_eq!(rows[0], ["NAME", "READY", "UP-TO-DATE", "AVAILABLE", "AGE"]);
+    assert_eq!(rows[1][..4], ["web", "0/3", "0", "0"]);
+    let rows = table(&["get", "pods", "-o", "wide"]);
+    assert_eq!(rows[0][..7], ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE"]);
+    assert_eq!(rows[1][..3], ["p", "0/1", "Pending"]);
+    let image = "jsonpath={.spec.template.spec.containers[0].image} {.spec.replicas} {.metadata.generation}";
+    assert_eq!(kubectl.ok(&["get", "deployment", "web", "-o", image]), "nginx:1.25 3 3");
+    assert!(kubectl.ok(&["describe", "pod", "p"]).contains("kube-api-access-"));
+
+    // Client-side apply merges lists by their keys.
+    let apply = ["apply", "-f", "-"];
+    assert_eq!(kubectl.run(&apply, DEPLOYMENT).expect("applies"), "deployment.apps/api created");
+    let newer = DEPLOYMENT.replace("side:1", "side:2");
+    assert_eq!(kubectl.run(&apply, &newer).expect("applies"), "deployment.apps/api configured");
+    assert_eq!(kubectl.run(&apply, &newer).expect("applies"), "deployment.apps/api unchanged");
+    let images = "jsonpath={.spec.template.spec.containers[*].image}";
+    assert_eq!(kubectl.ok(&["get", "deployment", "api", "-o", images]), "api:1 side:2");
+    let misspelt = kubectl.run(&apply, &DEPLOYMENT.replace("replicas", "replicaz")).expect_err("strict");
+    assert!(misspelt.contains("unknown field \"spec.replicaz\""), "{misspelt}");
+
+    // Server-side apply owns what it says; what somebody else owns is a conflict.
+    let server = |manager: &'static str, more: &'static [&'static str]| {
+        let manager = format!("--field-manager={manager}");
+        let mut arguments: Vec<String> = ["apply", "--server-side", "-f", "-"].map(String::from).into();
+        arguments.push(manager);
+        arguments.extend(more.iter().map(ToString::to_string));
+        arguments
+    };
+    let config = |colour: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: demo}}\ndata: {{colour: {colour}}}\n")
+    };
+    let run = |arguments: &[String], input: &str| {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        kubectl.run(&arguments, input)
+    };
+    assert_eq!(
+        run(&server("one", &[]), &config("red")).expect("applies"),
+        "configmap/demo serverside-applied"
+    );
+    let conflict = run(&server("two", &[]), &config("blue")).expect_err("a conflict");
+    assert!(
+        conflict.contains("Apply failed with 1 conflict: conflict with \"one\": .data.colour"),
+        "{conflict}"
+    );
+    let forced = run(&server("two", &["--force-conflicts"]), &config("blue")).expect("applies");
+    assert_eq!(forced, "configmap/demo serverside-applied");
+    let colour =
+        ["get", "configmap", "demo", "-o", "jsonpath={.data.colour} {.metadata.managedFields[*].manager}"];
+    assert!(kubectl.ok(&[&colour[..], &["--show-managed-fields"]].concat()).starts_with("blue "));
 }
