@@ -5,7 +5,8 @@ CARGO ?= cargo
 PACKAGES = build-essential pkg-config libseccomp-dev busybox-static lighttpd docker-registry e2fsprogs mount
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 # The tests on machines that boot. One at a time: each has two processors of its own to emulate.
-VM_TESTS = $(CARGO) test --locked --workspace --features coracle-tests/vm --test vm -- --test-threads=1 --nocapture
+VM_TEST = $(CARGO) test --locked --workspace --features coracle-tests/vm
+VM_TESTS = $(VM_TEST) --no-run && $(CARGO) build --locked --workspace && $(VM_TEST) --test vm -- --test-threads=1 --nocapture
 
 .PHONY: all build run test check deny bench sim powercut deps rust cross deb package-arm64 package-armhf package-amd64 \
     test-native test-vm test-arm test-armhf test-power bench-vm
@@ -45,22 +46,22 @@ test-native: deps
 # On machines that boot, emulated: the pods' tests once more on amd64 with cgroup v2, the packages' on arm64.
 test-vm: package-arm64
 	tests/vm/deps.sh
-	CORACLE_VM_ARCH=arm64 $(VM_TESTS)
+	export CORACLE_VM_ARCH=arm64; $(VM_TESTS)
 
 # The packages' tests alone, by architecture; on 32-bit ARM the unit tests too.
 test-arm: package-arm64
 	tests/vm/deps.sh
-	CORACLE_VM_ARCH=arm64 $(VM_TESTS) --skip cgroup2
+	export CORACLE_VM_ARCH=arm64; $(VM_TESTS) --skip cgroup2
 
 test-armhf: package-armhf
 	tests/vm/deps.sh
 	cross/build.sh --test armv7-unknown-linux-gnueabihf
-	CORACLE_VM_ARCH=armhf $(VM_TESTS) --skip cgroup2
+	export CORACLE_VM_ARCH=armhf; $(VM_TESTS) --skip cgroup2
 
 # The plug pulled fifty times. Half an hour.
 test-power: package-arm64
 	tests/vm/deps.sh
-	CORACLE_VM_POWER_CUTS=50 $(VM_TESTS) power
+	export CORACLE_VM_POWER_CUTS=50; $(VM_TESTS) power
 
 # Release binaries for boards, in target/dist/ARCH.
 cross:

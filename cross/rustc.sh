@@ -1,5 +1,6 @@
-#!/bin/sh
-# RUSTC_WRAPPER of every build: two things that a manifest cannot say.
+#!/bin/bash
+# RUSTC_WRAPPER of every build: two things that a manifest cannot say. (bash: other shells drop the environment that
+# cargo hands to tests, CARGO_BIN_EXE_coracle-shim, for the hyphen in its name.)
 #
 # libcontainer 0.7 does not compile for 32-bit glibc: casts only, applied to a copy of the crate as fetched.
 # The shim is linked statically and without relocations: that is most of its memory, and a board runs one per pod.

@@ -18,8 +18,11 @@ if [ "${1:-}" = --uninstall ]; then
     if booted; then systemctl disable --now coracle.service || true; fi
     [ ! -x /usr/local/bin/coracle ] || /usr/local/bin/coracle teardown
     if booted; then systemctl stop coracle.slice || true; fi
+    made=$(cat "$BIN/made" 2>/dev/null || true)
     rm -f $files /usr/local/share/man/man1/coracle.1 /usr/local/share/man/man1/coracle-*.1
     rm -rf "$BIN" /etc/coracle /var/lib/coracle /run/coracle
+    # The directories that were not there before us, innermost first, unless somebody else uses them now.
+    for d in $made; do rmdir --ignore-fail-on-non-empty "$d" 2>/dev/null || true; done
     if getent passwd coracle >/dev/null && command -v userdel >/dev/null; then userdel coracle || true; fi
     if booted; then systemctl daemon-reload; fi
     echo "Coracle is gone."
@@ -30,10 +33,20 @@ fi
 sha256sum --quiet --strict -c SHA256SUMS || die "the files here are not those that were packed: fetch the archive again"
 ./coracle version >/dev/null 2>&1 || die "these programs do not run here: this archive is for $(cat ARCH), and needs glibc 2.34 or newer"
 
-put() { mkdir -p "$(dirname "$3")"; install -m "$1" "$2" "$3.new"; mv -f "$3.new" "$3"; }
+# Makes a directory, and notes which of its parents that took.
+dir() {
+    new= up=$1
+    while [ ! -d "$up" ]; do new="$new$up
+"; up=$(dirname "$up"); done
+    mkdir -p "$1" "$BIN"
+    [ -z "$new" ] || { printf %s "$new"; cat "$BIN/made" 2>/dev/null || true; } > "$BIN/made.new"
+    [ ! -e "$BIN/made.new" ] || mv -f "$BIN/made.new" "$BIN/made"
+}
+put() { dir "$(dirname "$3")"; install -m "$1" "$2" "$3.new"; mv -f "$3.new" "$3"; }
+dir "$BIN"
 put 755 coracle $BIN/coracle
 put 755 coracle-shim $BIN/coracle-shim
-mkdir -p /usr/local/bin && ln -sf $BIN/coracle /usr/local/bin/coracle
+dir /usr/local/bin && ln -sf $BIN/coracle /usr/local/bin/coracle
 sed 's,/usr/bin/coracle,/usr/local/bin/coracle,' coracle.service > coracle.service.local
 put 644 coracle.service.local $UNITS/coracle.service
 rm coracle.service.local

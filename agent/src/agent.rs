@@ -16,6 +16,7 @@ use coracle_runtime::layout::Layout;
 use coracle_runtime::net::NetworkConfig;
 use coracle_runtime::run_dir;
 use coracle_store::Store;
+use nix::sys::signal::{SigSet, Signal};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,27 +26,49 @@ use tracing::{error, info, warn};
 
 /// How often the disk is looked at for image garbage collection: statfs alone, nothing is written.
 const GC_PERIOD: Duration = Duration::from_secs(300);
+/// For work on the disk that is under way when the agent stops.
+const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Runs the agent until SIGTERM or SIGINT. Pods run on after it.
 pub(crate) fn main(place: &Place, config: Option<&Path>) -> Result<()> {
     coracle_runtime::keep_heap_small();
+    // A lease on a manifest that breaks tells with SIGIO, which would end the process. Helpers start with none blocked.
+    let mut lease_breaks = SigSet::empty();
+    lease_breaks.add(Signal::SIGIO);
+    lease_breaks.thread_block().context("block SIGIO")?;
     logging::start();
     let config = Config::load(config)?;
     let (layout, _lock) = take(place.root(&config))?;
     // Before any other thread exists: the store gives zero pages back.
     let store = open_store(&layout)?;
-    runtime()?.block_on(run(layout, config, store))
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(run(layout, config, store));
+    // A pull that unpacks, or a disk that does not answer, must not keep the agent: what it leaves half-made is cleared
+    // at the next start, as after a crash.
+    runtime.shutdown_timeout(SHUTDOWN);
+    outcome
 }
 
-/// Makes the directories and takes the lock: one agent each.
+/// Goes to where the pods' mounts are, makes the directories, and takes the lock: one agent each. Before the process has a
+/// second thread.
 fn take(root: &Path) -> Result<(Layout, File)> {
     if !nix::unistd::geteuid().is_root() {
         return Err(StartError::NotRoot.into());
     }
     let root = std::path::absolute(root)?;
     let layout = Layout::of_root(&root);
+    if let Some(shim) =
+        coracle_runtime::join_mounts(&layout).context("go to the mounts of the pods that run")?
+    {
+        info!(shim, "joined the mount namespace of the pods that run");
+        // Once more, from that namespace's mount of the program: the kernel binds none of another.
+        use std::os::unix::process::CommandExt;
+        let program = std::env::current_exe().context("find this program")?;
+        let error = std::process::Command::new(&program).args(std::env::args_os().skip(1)).exec();
+        return Err(error).with_context(|| format!("run {}", program.display()));
+    }
     fs::create_dir_all(&layout.data).with_context(|| format!("create {}", layout.data.display()))?;
-    run_dir::prepare(&layout).with_context(|| format!("create {} in memory", layout.run.display()))?;
+    run_dir::prepare(&layout).with_context(|| format!("create {}", layout.run.display()))?;
     let lock = lock(&layout)?;
     Ok((layout, lock))
 }

@@ -2,14 +2,19 @@
 
 mod apply;
 mod client;
+mod describe;
 mod exec;
 mod image;
+mod logs;
+mod pods;
+mod ps;
 pub(crate) mod table;
-mod view;
+mod top;
 
 use crate::config::Config;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use client::Client;
+pub(crate) use client::ServerError;
 use std::path::{Path, PathBuf};
 
 /// Runs Kubernetes pods on a small board.
@@ -17,6 +22,7 @@ use std::path::{Path, PathBuf};
 #[command(
     name = "coracle",
     version,
+    arg_required_else_help = true,
     after_help = "Examples:\n  coracle agent                          start the agent in the foreground\n  coracle apply -f pod.yaml              run a pod\n  coracle ps -o wide                     list pods\n  coracle logs web -f                    follow the log of pod web\n  coracle exec -it web -- sh             a shell in pod web\n\nExit codes:\n  0 done   1 failed   2 wrong usage   3 configuration   4 this machine cannot run pods (coracle doctor says why)\n  5 another agent uses the directory   6 the store was written by a newer version   exec: the command's own"
 )]
 pub(crate) struct Cli {
@@ -52,102 +58,36 @@ pub(crate) enum Command {
     /// List pods.
     #[command(
         alias = "get",
-        after_help = "Examples:\n  coracle ps\n  coracle ps -o wide -w\n  coracle ps web -o yaml"
+        after_help = "Examples:\n  coracle ps\n  coracle ps -o wide -w\n  coracle ps web -o yaml\n  coracle ps -l app=web"
     )]
-    Ps {
-        /// Only this pod.
-        name: Option<String>,
-        /// Only this namespace; all of them by default.
-        #[arg(short, long)]
-        namespace: Option<String>,
-        /// Output format.
-        #[arg(short, long)]
-        output: Option<Output>,
-        /// After listing, watch for changes.
-        #[arg(short, long)]
-        watch: bool,
-    },
-    /// Show a pod in detail, with its events.
+    Ps(ps::Ps),
+    /// Show pods in detail, with their events.
     #[command(after_help = "Examples:\n  coracle describe web")]
-    Describe {
-        #[command(flatten)]
-        pod: PodName,
-    },
+    Describe(PodNames),
     /// Print the logs of a container.
     #[command(
         after_help = "Examples:\n  coracle logs web\n  coracle logs web -c proxy -f --tail=20\n  coracle logs web --previous --since=10m"
     )]
-    Logs {
-        #[command(flatten)]
-        pod: PodName,
-        /// Container; the pod's first by default.
-        #[arg(short, long)]
-        container: Option<String>,
-        /// Go on as the log grows.
-        #[arg(short, long)]
-        follow: bool,
-        /// The instance before the current one.
-        #[arg(short, long)]
-        previous: bool,
-        /// Only the last N lines.
-        #[arg(long, allow_negative_numbers = true, default_value = "-1")]
-        tail: i64,
-        /// Only lines of this age at most: 5s, 2m, 3h.
-        #[arg(long)]
-        since: Option<String>,
-        /// A timestamp before each line.
-        #[arg(long)]
-        timestamps: bool,
-    },
+    Logs(logs::Logs),
     /// Run a command in a container.
     #[command(after_help = "Examples:\n  coracle exec web -- date\n  coracle exec -it web -c proxy -- sh")]
-    Exec {
-        #[command(flatten)]
-        pod: PodName,
-        /// Container; the pod's first by default.
-        #[arg(short, long)]
-        container: Option<String>,
-        /// Pass standard input.
-        #[arg(short = 'i', long)]
-        stdin: bool,
-        /// Give it a terminal.
-        #[arg(short, long)]
-        tty: bool,
-        /// Command and arguments, after --.
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
+    Exec(exec::Exec),
     /// Run the pods of manifests.
     #[command(after_help = "Examples:\n  coracle apply -f pod.yaml\n  cat pods.yaml | coracle apply -f -")]
     Apply {
-        /// Manifest file, or - for standard input; may be repeated.
+        /// Manifest file, directory of them, or - for standard input; may be repeated.
         #[arg(short, long, required = true)]
         filename: Vec<PathBuf>,
     },
     /// Delete pods by name, or those of manifests.
     #[command(after_help = "Examples:\n  coracle delete web\n  coracle delete -f pod.yaml --grace-period=1")]
-    Delete {
-        /// Pod names.
-        #[arg(required_unless_present = "filename")]
-        names: Vec<String>,
-        /// Manifest file, or -.
-        #[arg(short, long)]
-        filename: Vec<PathBuf>,
-        /// Namespace of the names.
-        #[arg(short, long, default_value = "default")]
-        namespace: String,
-        /// Seconds before SIGKILL; the pod's own by default.
-        #[arg(long)]
-        grace_period: Option<i64>,
-        /// Return at once instead of when the pod is gone.
-        #[arg(long)]
-        no_wait: bool,
-    },
+    Delete(apply::Delete),
     /// Manage images.
     #[command(subcommand)]
     Image(image::ImageCommand),
     /// Show CPU and memory of pods.
-    Top,
+    #[command(after_help = "Examples:\n  coracle top\n  coracle top web")]
+    Top(top::Top),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -187,21 +127,15 @@ pub(crate) enum Command {
     },
 }
 
-/// A pod on the command line.
+/// Pods on the command line.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct PodName {
-    /// Pod name, or pod/NAME.
-    pub name: String,
+pub(crate) struct PodNames {
+    /// Pod names; every pod of the namespace by default.
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
     /// Namespace.
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
-}
-
-impl PodName {
-    /// kubectl writes `pod/web` too.
-    pub(crate) fn bare(&self) -> &str {
-        self.name.strip_prefix("pod/").or_else(|| self.name.strip_prefix("pods/")).unwrap_or(&self.name)
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -233,27 +167,19 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<i32> {
     let config = Config::load(None).unwrap_or_default();
     let client = Client::at(cli.place.root(&config));
     match cli.command {
-        Command::Ps { name, namespace, output, watch } => {
-            view::ps(&client, name, namespace, output, watch).await?
-        }
-        Command::Describe { pod } => view::describe(&client, &pod).await?,
-        Command::Logs { pod, container, follow, previous, tail, since, timestamps } => {
-            let options = view::LogFlags { container, follow, previous, tail, since, timestamps };
-            view::logs(&client, &pod, &options).await?;
-        }
-        Command::Exec { pod, container, stdin, tty, command } => {
-            return exec::exec(&client, &pod, container.as_deref(), stdin, tty, &command).await;
-        }
+        Command::Ps(ps) => ps::ps(&client, ps).await?,
+        Command::Describe(pods) => describe::describe(&client, &pods).await?,
+        Command::Logs(flags) => logs::logs(&client, &flags).await?,
+        Command::Exec(exec) => return exec::exec(&client, &exec).await,
         Command::Apply { filename } => apply::apply(&client, &filename).await?,
-        Command::Delete { names, filename, namespace, grace_period, no_wait } => {
-            apply::delete(&client, &names, &filename, &namespace, grace_period, !no_wait).await?;
-        }
+        Command::Delete(delete) => apply::delete(&client, &delete).await?,
         Command::Image(command) => image::run(&client, command).await?,
-        Command::Top => view::top(&client).await?,
+        Command::Top(top) => top::top(&client, &top).await?,
         Command::Config(ConfigCommand::Check { config }) => {
             let path = config.clone().unwrap_or_else(|| crate::config::DEFAULT_PATH.into());
             Config::load(config.as_deref())?;
-            table::print(&format!("{}: ok\n", path.display()))?;
+            let found = if path.exists() { "ok" } else { "not there, so every setting has its default" };
+            table::print(&format!("{}: {found}\n", path.display()))?;
         }
         Command::Version => table::print(&format!("coracle {}\n", env!("CARGO_PKG_VERSION")))?,
         Command::Completion { shell } => {

@@ -1,5 +1,6 @@
 //! The agent's one configuration file: TOML, every setting with a default, unknown keys refused with their line.
 
+use coracle_runtime::image::Reference;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -204,6 +205,36 @@ impl Config {
                 "must be below image.gc_high_percent, both at most 100".into(),
             ));
         }
+        let label = |c: char| plain(c) || c == '.';
+        if self.node_name.len() > 253 || !self.node_name.chars().all(label) {
+            return Err((
+                "node_name",
+                format!("{:?} must be at most 253 of a-z, 0-9, - and .", self.node_name),
+            ));
+        }
+        // RFC 791 for the one, an interface's own bound for the other.
+        if self.network_mtu.is_some_and(|mtu| !(576..=65_535).contains(&mtu)) {
+            return Err(("network_mtu", "must be between 576 and 65535".into()));
+        }
+        for pinned in &image.pinned {
+            Reference::parse(pinned).map_err(|e| ("image.pinned", e.to_string()))?;
+        }
+        for (host, registry) in &image.registry {
+            if Reference::parse(&format!("{host}/a/b")).map_or(true, |r| r.registry != *host) {
+                return Err((
+                    "image.registry",
+                    format!("{host:?} is no registry: such as docker.io or host:5000"),
+                ));
+            }
+            for mirror in &registry.mirrors {
+                let place = mirror.strip_prefix("https://").or_else(|| mirror.strip_prefix("http://"));
+                let place = place.unwrap_or(mirror);
+                if place.is_empty() || place.contains("://") || place.contains(char::is_whitespace) {
+                    let wrong = format!("{mirror:?} of {host} is no mirror: such as mirror.example:5000/hub");
+                    return Err(("image.registry.mirrors", wrong));
+                }
+            }
+        }
         for (key, value) in [("pod_pids_max", self.pod_pids_max), ("log_bytes_max", self.log_bytes_max)] {
             if value == 0 {
                 return Err((key, "must be above 0".into()));
@@ -234,6 +265,14 @@ mod tests {
         check("network_cidr = \"10.0.0.0\"", "c.toml:1: \"10.0.0.0\" is not an IPv4 network");
         check("network_cidr = \"10.0.0.1/16\"", "is not an IPv4 network");
         check("[image]\ngc_low_percent = 90", "gc_low_percent");
+        check("node_name = \"Not Good\"", "c.toml: node_name:");
+        check("network_mtu = 5", "c.toml: network_mtu: must be between");
+        check("image.pinned = [\"Not Good\"]", "c.toml: image.pinned: invalid image name");
+        check("[image.registry.\"a/b\"]", "c.toml: image.registry: \"a/b\" is no registry");
+        check(
+            "[image.registry.\"docker.io\"]\nmirrors = [\"ftp://a\"]",
+            "image.registry.mirrors: \"ftp://a\"",
+        );
         check("[image.registry.\"docker.io\"]\nmirror = []", "c.toml:2: unknown field `mirror`");
     }
 

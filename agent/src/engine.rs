@@ -276,6 +276,8 @@ impl Engine {
             }
             Err(error) => {
                 error!(%error, "the store cannot be written: pods run on, changes wait until it can");
+                let message = format!("pods run on, changes wait until the store can be written: {error}");
+                self.events.node_warning("StoreWriteFailed", &message, self.board.now().wall);
                 self.retry_at = Some(self.board.now().monotonic + COMMIT_RETRY);
                 self.dirty.extend(pending.plans.into_iter().map(|(uid, _)| uid));
                 for answer in pending.answers {

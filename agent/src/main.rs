@@ -29,6 +29,8 @@ fn main() -> ExitCode {
         return exit_code(coracle_runtime::rt::main(&arguments[1..]));
     }
     let cli = Cli::parse();
+    let is_client =
+        !matches!(cli.command, Command::Agent { .. } | Command::Doctor { .. } | Command::Teardown { .. });
     let outcome = match &cli.command {
         Command::Agent { config } => agent::main(&cli.place, config.as_deref()).map(|()| 0),
         Command::StoreCheck { dir } => Ok(coracle_store::check(dir)),
@@ -47,9 +49,28 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // With standard error gone there is nobody to tell.
-            drop(writeln!(std::io::stderr(), "coracle: {error:#}"));
+            drop(writeln!(std::io::stderr(), "{}", told(&error, is_client)));
             ExitCode::from(exit::code(&error))
         }
+    }
+}
+
+/// An error with its causes in one line: each but once, since a message may hold its cause's already, and without
+/// control characters, since an archive or a registry may have had a hand in it. The command line speaks as kubectl.
+fn told(error: &anyhow::Error, is_client: bool) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match is_client {
+        true if error.downcast_ref::<cli::ServerError>().is_some() => text,
+        true => format!("error: {text}"),
+        false => format!("coracle: {text}"),
     }
 }
 

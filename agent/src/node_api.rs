@@ -24,7 +24,8 @@ use coracle_runtime::board::Board;
 use futures_util::StreamExt;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
+use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -50,14 +51,17 @@ pub(crate) struct Context {
     pub started: std::time::Instant,
 }
 
-/// Listens at `path`, for root only; a socket that a dead agent left is replaced (the lock says that it is dead).
+/// Listens at `path`, for root only from the first moment on: the socket gets its name once it has its mode. One that
+/// a dead agent left is replaced (the lock says that it is dead).
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
+    let aside = path.with_extension("new");
+    match std::fs::remove_file(&aside) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let listener = UnixListener::bind(&aside)?;
+    std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&aside, path)?;
     Ok(listener)
 }
 
@@ -91,8 +95,8 @@ pub(crate) async fn serve(listener: UnixListener, context: Context) {
 }
 
 async fn route(context: &Context, request: hyper::Request<Incoming>) -> Result<Response, Refusal> {
-    let path = request.uri().path().to_string();
-    let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
+    let path = decoded(request.uri().path())?;
+    let parts: Vec<&str> = path.iter().map(String::as_str).collect();
     let query = Query::of(&request);
     match (request.method(), parts.as_slice()) {
         (&Method::GET, ["healthz"]) => Ok(text("ok")),
@@ -128,6 +132,14 @@ async fn route(context: &Context, request: hyper::Request<Incoming>) -> Result<R
         (_, ["coracle", "v1", "images", rest @ ..]) => {
             images::serve(context, rest, &query, request.method()).await
         }
+        (
+            _,
+            ["healthz" | "metrics" | "pods" | "events"]
+            | ["stats", "summary"]
+            | ["containerLogs" | "exec" | "attach", _, _, _]
+            | ["coracle", "v1", "apply"]
+            | ["api", "v1", "namespaces", _, "pods", _],
+        ) => Err(Refusal::method_not_allowed()),
         (_, _) => Err(Refusal {
             code: 404,
             reason: "NotFound",
@@ -136,10 +148,25 @@ async fn route(context: &Context, request: hyper::Request<Incoming>) -> Result<R
     }
 }
 
+/// The components of a path, percent-decoded each: a name that holds a slash stays one name, which nothing has.
+fn decoded(path: &str) -> Result<Vec<String>, Refusal> {
+    let decode = |part: &str| {
+        // `+` is a blank in a query only.
+        let form = format!("{}=", part.replace('+', "%2B"));
+        let name = form_urlencoded::parse(form.as_bytes()).next().map(|(name, _)| name.into_owned());
+        name.ok_or_else(|| Refusal::bad_request(format!("malformed path component {part:?}")))
+    };
+    path.split('/').filter(|part| !part.is_empty()).map(decode).collect()
+}
+
 async fn apply(context: &Context, request: hyper::Request<Incoming>) -> Result<Response, Refusal> {
+    let too_large = |message| Refusal { code: 413, reason: "RequestEntityTooLarge", message };
+    // Refused before it is sent, if its length is told.
+    if request.body().size_hint().lower() > manifest::MANIFEST_BYTES_MAX as u64 {
+        return Err(too_large(manifest::ManifestError::TooLarge.to_string()));
+    }
     let body = Limited::new(request.into_body(), manifest::MANIFEST_BYTES_MAX).collect().await;
-    let body =
-        body.map_err(|e| Refusal { code: 413, reason: "RequestEntityTooLarge", message: e.to_string() })?;
+    let body = body.map_err(|e| too_large(e.to_string()))?;
     let pods = manifest::pods(&body.to_bytes()).map_err(|e| Refusal::bad_request(e.to_string()))?;
     let (answer, heard) = oneshot::channel();
     context.send(Request::Apply { pods, answer }).await?;
@@ -158,7 +185,7 @@ async fn watch(context: &Context) -> Result<Response, Refusal> {
         let line = json!({"type": change.kind.word(), "object": pod_value(&change.pod)});
         Ok(Frame::data(Bytes::from(format!("{line}\n"))))
     });
-    Ok(streaming(StreamBody::new(lines)))
+    Ok(streaming(StreamBody::new(lines), "application/json"))
 }
 
 fn items(pods: &[Pod]) -> Vec<Value> {
@@ -222,21 +249,26 @@ impl Query {
 
 pub(crate) fn text(body: impl Into<Bytes>) -> Response {
     let body = Full::new(body.into()).map_err(|never: Infallible| -> io::Error { match never {} }).boxed();
-    hyper::Response::new(body)
+    typed(body, "text/plain; charset=utf-8")
 }
 
 pub(crate) fn object(value: &Value) -> Response {
-    let mut response = text(value.to_string());
-    let json = hyper::header::HeaderValue::from_static("application/json");
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
-    response
+    let body = Full::new(value.to_string().into());
+    typed(body.map_err(|never: Infallible| -> io::Error { match never {} }).boxed(), "application/json")
 }
 
-pub(crate) fn streaming<S>(body: StreamBody<S>) -> Response
+pub(crate) fn streaming<S>(body: StreamBody<S>, content_type: &'static str) -> Response
 where
     S: futures_util::Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync + 'static,
 {
-    hyper::Response::new(BodyExt::boxed(body))
+    typed(BodyExt::boxed(body), content_type)
+}
+
+pub(crate) fn typed(body: Body, content_type: &'static str) -> Response {
+    let mut response = hyper::Response::new(body);
+    let value = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, value);
+    response
 }
 
 /// A bounded channel as a stream.

@@ -108,6 +108,11 @@ impl Refusal {
         Refusal { code: 422, reason: "Invalid", message: format!("Pod \"{name}\" is invalid: {message}") }
     }
 
+    pub(crate) fn method_not_allowed() -> Refusal {
+        let message = "the server does not allow this method on the requested resource".into();
+        Refusal { code: 405, reason: "MethodNotAllowed", message }
+    }
+
     pub(crate) fn unavailable(message: String) -> Refusal {
         Refusal { code: 503, reason: "ServiceUnavailable", message }
     }

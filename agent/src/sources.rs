@@ -1,12 +1,14 @@
 //! Where pods come from on a standalone board: the manifest directory, watched by inotify.
 //!
-//! Every change re-reads the directory; files that look unchanged (inode, size, time) are not parsed again. A
-//! file counts once it is closed or renamed into place, so an editor's half-written file is not read.
+//! Every change re-reads the directory; files that look unchanged (inode, size, time) are not parsed again. A file
+//! counts once it is closed or renamed into place: what somebody has open for writing is left as it was, whichever
+//! event brought the agent there. The directory may be moved away and another put in its place.
 
 use crate::engine::Message;
 use crate::record::Source;
 use coracle_api::manifest;
 use k8s_openapi::api::core::v1::Pod;
+use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -21,6 +23,15 @@ use tokio::sync::mpsc;
 
 /// Files of the directory that are read; others are left out with a warning.
 const FILES_MAX: usize = 1000;
+/// What happens to files of the directory. A link is made and never closed.
+const FILES: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
+    .union(AddWatchFlags::IN_CREATE)
+    .union(AddWatchFlags::IN_MOVED_TO)
+    .union(AddWatchFlags::IN_MOVED_FROM)
+    .union(AddWatchFlags::IN_DELETE)
+    .union(AddWatchFlags::IN_ATTRIB);
+/// What happens to the directory itself.
+const PLACE: AddWatchFlags = AddWatchFlags::IN_MOVE_SELF.union(AddWatchFlags::IN_DELETE_SELF);
 
 /// One file as it is now.
 #[derive(Clone, Debug)]
@@ -41,6 +52,8 @@ struct Identity {
 pub(crate) struct ManifestDirectory {
     path: PathBuf,
     inotify: AsyncFd<Watch>,
+    /// It was moved away, and its parent is watched.
+    missing: bool,
     seen: BTreeMap<String, (Identity, FileManifest)>,
 }
 
@@ -56,16 +69,8 @@ impl ManifestDirectory {
     /// Starts to watch. Must be called before the first [`ManifestDirectory::read`], so that no change is missed.
     pub(crate) fn open(path: &Path) -> io::Result<ManifestDirectory> {
         fs::create_dir_all(path)?;
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let flags = AddWatchFlags::IN_CLOSE_WRITE
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_MOVED_FROM
-            | AddWatchFlags::IN_DELETE
-            | AddWatchFlags::IN_ATTRIB
-            | AddWatchFlags::IN_ONLYDIR;
-        inotify.add_watch(path, flags)?;
-        let inotify = coracle_runtime::readiness::watch(Watch(inotify), Interest::READABLE)?;
-        Ok(ManifestDirectory { path: path.into(), inotify, seen: BTreeMap::new() })
+        let (inotify, missing) = inotify(path)?;
+        Ok(ManifestDirectory { path: path.into(), inotify, missing, seen: BTreeMap::new() })
     }
 
     /// Tells the engine of each change, for ever.
@@ -79,8 +84,20 @@ impl ManifestDirectory {
                 }
             };
             // The events only say that something changed; the directory says what.
-            while ready.get_inner().0.read_events().is_ok() {}
+            let mut moved = self.missing;
+            while let Ok(events) = ready.get_inner().0.read_events() {
+                moved |= events.iter().any(|event| event.mask.intersects(PLACE));
+            }
             ready.clear_ready();
+            if moved {
+                match inotify(&self.path) {
+                    Ok((inotify, missing)) => (self.inotify, self.missing) = (inotify, missing),
+                    Err(error) => {
+                        tracing::error!(%error, "the manifest directory is no longer watched; restart the agent");
+                        return;
+                    }
+                }
+            }
             let files = self.read();
             if engine.send(Message::Manifests(files)).await.is_err() {
                 return;
@@ -114,24 +131,53 @@ impl ManifestDirectory {
                 bytes: metadata.len(),
                 changed: (metadata.mtime(), metadata.mtime_nsec()),
             };
-            let file = match self.seen.get(&name) {
-                Some((same, file)) if *same == identity => file.clone(),
-                _ => FileManifest { name: name.clone(), pods: read_file(&entry.path()) },
-            };
-            seen.insert(name, (identity, file));
+            let known = self.seen.get(&name);
+            if let Some((_, file)) = known.filter(|(same, _)| *same == identity) {
+                seen.insert(name, (identity, file.clone()));
+            } else if let Some(pods) = read_file(&entry.path()) {
+                seen.insert(name.clone(), (identity, FileManifest { name, pods }));
+            } else if let Some(before) = known {
+                seen.insert(name, before.clone());
+            }
         }
         self.seen = seen;
         self.seen.values().map(|(_, file)| file.clone()).collect()
     }
 }
 
-fn read_file(path: &Path) -> Result<Vec<Pod>, String> {
+/// Watches the directory; where there is none, its parent for one to come. The flag says which.
+fn inotify(path: &Path) -> io::Result<(AsyncFd<Watch>, bool)> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    let missing = match inotify.add_watch(path, FILES | PLACE | AddWatchFlags::IN_ONLYDIR) {
+        Ok(_) => false,
+        Err(Errno::ENOENT) => {
+            let parent = path.parent().unwrap_or(Path::new("/"));
+            inotify.add_watch(parent, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | PLACE)?;
+            if path.exists() {
+                return self::inotify(path);
+            }
+            true
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok((coracle_runtime::readiness::watch(Watch(inotify), Interest::READABLE)?, missing))
+}
+
+/// `None` while somebody has the file open for writing: closing it is an event.
+fn read_file(path: &Path) -> Option<Result<Vec<Pod>, String>> {
     let bound = manifest::MANIFEST_BYTES_MAX as u64 + 1;
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) => return Some(Err(error.to_string())),
+    };
+    if coracle_runtime::is_open_for_writing(&file) {
+        return None;
+    }
     let mut text = Vec::new();
-    fs::File::open(path)
-        .and_then(|file| file.take(bound).read_to_end(&mut text))
-        .map_err(|e| e.to_string())?;
-    manifest::pods(&text).map_err(|e| e.to_string())
+    if let Err(error) = file.take(bound).read_to_end(&mut text) {
+        return Some(Err(error.to_string()));
+    }
+    Some(manifest::pods(&text).map_err(|e| e.to_string()))
 }
 
 /// The uid of a pod that the board itself names: the same text from the same place is the same pod.

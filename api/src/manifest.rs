@@ -77,8 +77,14 @@ fn documents(text: &str) -> Result<Vec<Value>, ManifestError> {
         return stream.collect::<Result<_, _>>().map_err(|e| ManifestError::Syntax(e.to_string()));
     }
     let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).map_err(|e| ManifestError::Syntax(e.to_string()))?;
+        serde_saphyr::from_multiple(text).map_err(|e| ManifestError::Syntax(first_line(&e.to_string())))?;
     Ok(documents.into_iter().filter(|d| !d.is_null()).collect())
+}
+
+/// The parser's message without the piece of the document that it draws below.
+fn first_line(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line).into()
 }
 
 fn unfold(number: usize, document: Value, pods: &mut Vec<Pod>) -> Result<(), ManifestError> {
@@ -115,8 +121,14 @@ fn pod(document: usize, value: Value) -> Result<Pod, ManifestError> {
     let mut note = |path: serde_ignored::Path<'_>| {
         unknown.get_or_insert_with(|| field_path(&path));
     };
-    let pod: Result<Pod, _> = serde_ignored::deserialize(value, &mut note);
-    let pod = pod.map_err(|e| ManifestError::Type { document, message: e.to_string() })?;
+    // The message alone ("invalid type: integer `1`") says nothing in a pod of two hundred lines: which field is asked.
+    let pod: Result<Pod, _> =
+        serde_path_to_error::deserialize(serde_ignored::Deserializer::new(value, &mut note));
+    let pod = pod.map_err(|e| {
+        let (path, message) = (e.path().to_string(), e.into_inner());
+        let message = if path == "." { message.to_string() } else { format!("{path}: {message}") };
+        ManifestError::Type { document, message }
+    })?;
     match unknown {
         Some(field) => Err(ManifestError::UnknownField { document, field }),
         None => Ok(pod),
@@ -178,7 +190,14 @@ mod tests {
             "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a, imagee: b}]}",
             Err("unknown field \"spec.containers[0].imagee\""),
         );
-        check("apiVersion: v1\nkind: Pod\nspec: {containers: 5}", Err("document 1: invalid type"));
+        check(
+            "apiVersion: v1\nkind: Pod\nspec: {containers: 5}",
+            Err("document 1: spec.containers: invalid type"),
+        );
+        check(
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: 1}",
+            Err("document 1: metadata.name: invalid type"),
+        );
         check("apiVersion: v1\nkind: Pod\n  bad indent: [", Err("error parsing manifest"));
         check("{\"apiVersion\": ", Err("error parsing manifest"));
         check("just text", Err("no matches for kind"));

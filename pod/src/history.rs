@@ -51,9 +51,13 @@ pub struct ContainerHistory {
     pub started: Option<Stamp>,
     /// How `current` ended.
     pub exit: Option<Exit>,
-    /// `exit` was inferred: the instance is gone and left no record (a reboot, a shim that was killed).
+    /// To be started again whatever its exit code: an init container that succeeded in a sandbox that is gone, or a
+    /// container that its probes ended, perhaps with code 0.
     #[serde(default)]
-    pub lost: bool,
+    pub rerun: bool,
+    /// The attempt whose leftover processes were killed; lost with the agent, which kills again.
+    #[serde(skip)]
+    pub swept: Option<u32>,
     /// When `current` was ordered to start.
     #[serde(default)]
     pub begun: Option<Stamp>,
@@ -73,6 +77,9 @@ pub struct Stopping {
     pub since: Stamp,
     pub grace: Duration,
     pub why: String,
+    /// A probe failed: it is stopped only to be started again.
+    #[serde(default)]
+    pub for_restart: bool,
     /// The last signal sent; lost with the agent, which sends again.
     #[serde(skip)]
     pub sent: Option<i32>,

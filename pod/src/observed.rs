@@ -53,6 +53,15 @@ pub struct Observed {
     pub eviction: Option<String>,
     /// The board's own addresses, the primary first; may be empty without a network.
     pub host_ips: Vec<IpAddr>,
+    /// What the board has; `None` while nobody asked.
+    pub capacity: Option<Capacity>,
+}
+
+/// What a board can give its pods in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub cpu_millis: u64,
+    pub memory_bytes: u64,
 }
 
 /// The pod's namespaces, cgroup, network and shim.
@@ -87,11 +96,26 @@ pub struct Exit {
     /// 0–255; 128 + signal when killed.
     pub code: i32,
     pub signal: Option<i32>,
-    pub oom_killed: bool,
+    #[serde(default)]
+    pub cause: Cause,
     pub started: Option<Stamp>,
     pub finished: Stamp,
     /// The termination message, at most 4096 bytes.
     pub message: String,
+}
+
+/// What ended an instance, where the code does not say it all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// It returned, or a signal ended it: `Completed` or `Error`.
+    #[default]
+    Process,
+    /// `OOMKilled`.
+    OutOfMemory,
+    /// `StartError`: its program never ran (no such file, not executable, foreign architecture).
+    NotStarted,
+    /// `ContainerStatusUnknown`: it is gone and left no record (a reboot, a shim that was killed).
+    Lost,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -94,6 +94,7 @@ impl<'a> Planner<'a> {
             }
             Sandbox::Ready { .. } => {
                 self.pull_images();
+                self.sweep();
                 self.drive_containers();
                 self.probe();
                 self.continue_stopping();
@@ -108,8 +109,14 @@ impl<'a> Planner<'a> {
             return;
         }
         let until = self.backoff_end(&self.history.sandbox.clone());
-        if self.passed(until) {
-            self.order(Action::CreateSandbox);
+        if !self.passed(until) || !self.order(Action::CreateSandbox) {
+            return;
+        }
+        // What they prepared may have gone with the sandbox before: shared memory, the network, tmpfs volumes.
+        for container in &self.spec.init_containers {
+            if let Some(known) = self.history.containers.get_mut(&container.name) {
+                known.rerun = known.exit.is_some();
+            }
         }
     }
 
@@ -142,7 +149,7 @@ impl<'a> Planner<'a> {
         let Some(known) = self.of(&container.name) else { return Stage::Waiting };
         match (&known.current, &known.exit) {
             (None, _) => Stage::Waiting,
-            (Some(_), Some(exit)) if self.restarts(exit, init) => Stage::Again,
+            (Some(_), Some(exit)) if known.rerun || self.restarts(exit, init) => Stage::Again,
             (Some(_), Some(_)) => Stage::Ended,
             (Some(_), None) if known.failed_start.is_some() => Stage::Waiting,
             (Some(_), None) => Stage::Up,
@@ -159,9 +166,12 @@ impl<'a> Planner<'a> {
     }
 
     fn init_done(&self) -> bool {
-        let succeeded =
-            |c: &ContainerSpec| self.of(&c.name).and_then(|h| h.exit.as_ref()).is_some_and(|e| e.code == 0);
-        self.spec.init_containers.iter().all(succeeded)
+        self.spec.init_containers.iter().all(|container| self.succeeded(container))
+    }
+
+    /// Whether an init container has done its work, in the sandbox that is there now.
+    fn succeeded(&self, init: &ContainerSpec) -> bool {
+        self.of(&init.name).is_some_and(|h| !h.rerun && h.exit.as_ref().is_some_and(|e| e.code == 0))
     }
 
     fn init_failed(&self) -> bool {

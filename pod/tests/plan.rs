@@ -3,7 +3,7 @@
 mod model;
 
 use coracle_pod::action::Action;
-use coracle_pod::observed::{InstanceState, ProbeKey, ProbeKind, Reason, Sandbox};
+use coracle_pod::observed::{Capacity, InstanceState, ProbeKey, ProbeKind, Reason, Sandbox};
 use model::{Model, pod};
 use std::time::Duration;
 
@@ -184,21 +184,248 @@ fn failures_have_the_kubelets_words() {
     let plan = model.plan();
     assert_eq!(waiting(&plan).0, "ImagePullBackOff");
 
-    let mut model = Model::new(pod(ONE));
-    model.image("a:1");
+    let (mut model, start) = about_to_start(ONE);
+    model.fail(&start, Reason::CreateContainerConfigError);
     let plan = model.plan();
-    plan.actions.iter().for_each(|action| model.obey(action));
-    let plan = model.plan();
-    let start = plan.actions.first().expect("a start").clone();
-    model.fail(&start, Reason::RunContainerError);
-    let plan = model.plan();
-    assert_eq!(waiting(&plan), ("RunContainerError".into(), "it failed".into()));
+    assert_eq!(waiting(&plan), ("CreateContainerConfigError".into(), "it failed".into()));
     assert!(plan.actions.is_empty());
     model.pass(Duration::from_secs(10));
     let plan = model.plan();
     assert!(
         matches!(plan.actions.as_slice(), [Action::StartContainer { instance }] if instance.attempt == 1)
     );
+}
+
+/// A pod whose image is here and whose sandbox is up, and the first start that its plan orders.
+fn about_to_start(text: &str) -> (Model, Action) {
+    let mut model = Model::new(pod(text));
+    model.image("a:1");
+    let plan = model.plan();
+    plan.actions.iter().for_each(|action| model.obey(action));
+    let start = model.plan().actions.first().expect("a start").clone();
+    (model, start)
+}
+
+fn terminated(plan: &coracle_pod::Plan) -> (i32, String) {
+    let status = plan.status.container_statuses.clone().expect("statuses").remove(0);
+    let ended = [status.state, status.last_state].into_iter().flatten().find_map(|s| s.terminated);
+    let ended = ended.expect("an end");
+    (ended.exit_code, ended.reason.unwrap_or_default())
+}
+
+/// Guards against a job with a mistyped command that was started anew for ever under `restartPolicy: Never`.
+#[test]
+fn a_program_that_does_not_start_is_an_end_that_the_policy_judges() {
+    let (mut model, start) = about_to_start(&with("Never"));
+    model.fail(&start, Reason::RunContainerError);
+    let plan = settle(&mut model);
+    assert_eq!(plan.status.phase.as_deref(), Some("Failed"));
+    assert_eq!(terminated(&plan), (128, "StartError".into()));
+
+    let (mut model, start) = about_to_start(&with("Always"));
+    model.fail(&start, Reason::RunContainerError);
+    let again = model.plan();
+    assert!(
+        matches!(again.actions.as_slice(), [Action::StartContainer { .. }]),
+        "at once: {:?}",
+        again.actions
+    );
+    for (seconds, word) in [(10, "RunContainerError"), (20, "CrashLoopBackOff"), (40, "CrashLoopBackOff")] {
+        let attempt = seconds / 10;
+        model.observed.failures.clear();
+        model.pass(Duration::from_millis(1));
+        model.fail(&start, Reason::RunContainerError);
+        let plan = model.plan();
+        assert_eq!(waiting(&plan).0, word);
+        assert_eq!(terminated(&plan), (128, "StartError".into()));
+        assert!(plan.events.iter().any(|e| e.reason == "BackOff"), "{:?}", plan.events);
+        let wake = plan.wake.expect("a wake") - model.now.monotonic;
+        assert_eq!(wake, Duration::from_secs(seconds), "attempt {attempt}");
+        model.pass(wake);
+        let plan = model.plan();
+        assert!(matches!(plan.actions.as_slice(), [Action::StartContainer { .. }]), "{:?}", plan.actions);
+    }
+}
+
+#[test]
+fn a_crash_loop_is_told_once_a_crash() {
+    let mut model = Model::new(pod(ONE));
+    settle(&mut model);
+    let first = model.running().pop().expect("runs");
+    model.exit(&first, 1);
+    let plan = model.plan();
+    assert!(plan.events.iter().all(|e| e.reason != "BackOff"), "the first restart does not wait");
+    plan.actions.iter().for_each(|action| model.obey(action));
+    let second = model.running().pop().expect("runs");
+    model.exit(&second, 1);
+    let plan = model.plan();
+    let told: Vec<_> = plan.events.iter().filter(|e| e.reason == "BackOff").collect();
+    assert_eq!(told.len(), 1, "{:?}", plan.events);
+    assert_eq!(told[0].message, "Back-off restarting failed container web in pod web_default(0b9a)");
+    assert_eq!(told[0].field_path.as_deref(), Some("spec.containers{web}"));
+}
+
+const WITH_INIT: &str =
+    "  initContainers: [{name: a, image: 'a:1', imagePullPolicy: IfNotPresent}]\n  containers:";
+
+#[test]
+fn a_failed_init_container_runs_again_unless_the_policy_is_never() {
+    for policy in ["Always", "OnFailure"] {
+        let mut model = Model::new(pod(&with(policy).replace("  containers:", WITH_INIT)));
+        settle(&mut model);
+        for expected in [0, 10, 20] {
+            let running = model.running().pop().expect("runs");
+            assert_eq!(running.container, "a", "{policy}");
+            model.exit(&running, 1);
+            let plan = model.plan();
+            assert_eq!(plan.status.phase.as_deref(), Some("Pending"), "{policy}");
+            let conditions = plan.status.conditions.clone().expect("conditions");
+            let initialized = conditions.iter().find(|c| c.type_ == "Initialized").expect("it is there");
+            assert_eq!(initialized.message.as_deref(), Some("containers with incomplete status: [a]"));
+            plan.actions.iter().for_each(|action| model.obey(action));
+            if expected > 0 {
+                let wake = plan.wake.expect("a wake") - model.now.monotonic;
+                assert_eq!(wake, Duration::from_secs(expected), "{policy}");
+                model.pass(wake);
+                settle(&mut model);
+            }
+        }
+        let running = model.running().pop().expect("runs");
+        model.exit(&running, 0);
+        assert_eq!(settle(&mut model).status.phase.as_deref(), Some("Running"), "{policy}");
+    }
+}
+
+/// Guards against a pod that came back after a reboot without what its init container had put into a tmpfs volume.
+#[test]
+fn init_containers_run_again_in_a_new_sandbox() {
+    let mut model = Model::new(pod(&with("Always").replace("  containers:", WITH_INIT)));
+    settle(&mut model);
+    let init = model.running().pop().expect("runs");
+    model.exit(&init, 0);
+    settle(&mut model);
+    assert_eq!(model.running()[0].container, "web");
+    model.reboot();
+    let plan = settle(&mut model);
+    let running = model.running().pop().expect("runs");
+    assert_eq!((running.container.as_str(), running.attempt), ("a", 1));
+    assert_eq!(plan.status.phase.as_deref(), Some("Pending"));
+    model.exit(&running, 0);
+    let plan = settle(&mut model);
+    assert_eq!((model.running()[0].container.as_str(), model.running()[0].attempt), ("web", 1));
+    let init = &plan.status.init_container_statuses.expect("statuses")[0];
+    assert_eq!((init.restart_count, init.ready), (1, true));
+}
+
+/// Guards against a server of a crashed attempt that kept its port while the next attempt could not get it.
+#[test]
+fn what_a_container_leaves_in_a_shared_pid_namespace_is_killed_before_the_next_attempt() {
+    let shared = ONE.replace("  containers:", "  shareProcessNamespace: true\n  containers:");
+    for (text, kills) in [(ONE, false), (&shared, true)] {
+        let mut model = Model::new(pod(text));
+        settle(&mut model);
+        let first = model.running().pop().expect("runs");
+        model.exit(&first, 1);
+        let plan = model.plan();
+        let killed =
+            matches!(plan.actions.as_slice(), [Action::Signal { instance, signal: 9 }] if *instance == first);
+        assert_eq!(killed, kills, "{:?}", plan.actions);
+        plan.actions.iter().for_each(|action| model.obey(action));
+        settle(&mut model);
+        assert_eq!(model.running()[0].attempt, 1);
+    }
+}
+
+#[test]
+fn a_startup_probe_holds_the_others_back() {
+    let text = ONE.replace(
+        "imagePullPolicy: IfNotPresent",
+        "imagePullPolicy: IfNotPresent, startupProbe: {tcpSocket: {port: 1}, failureThreshold: 3, periodSeconds: 1, terminationGracePeriodSeconds: 7}, livenessProbe: {tcpSocket: {port: 1}, failureThreshold: 1}, readinessProbe: {tcpSocket: {port: 1}}",
+    );
+    let probes = |plan: &coracle_pod::Plan| -> Vec<ProbeKind> {
+        let kind = |a: &Action| if let Action::Probe { key } = a { Some(key.kind) } else { None };
+        plan.actions.iter().filter_map(kind).collect()
+    };
+    let up = || {
+        let (mut model, start) = about_to_start(&text);
+        model.obey(&start);
+        model
+    };
+    let mut model = up();
+    let instance = model.running().pop().expect("runs");
+    let key = |kind| ProbeKey { instance: instance.clone(), kind };
+    let plan = model.plan();
+    assert_eq!(probes(&plan), [ProbeKind::Startup]);
+    let status = &plan.status.container_statuses.clone().expect("statuses")[0];
+    assert_eq!((status.started, status.ready), (Some(false), false));
+    model.probed(key(ProbeKind::Startup), true);
+    let plan = model.plan();
+    assert_eq!(
+        probes(&plan),
+        [ProbeKind::Readiness, ProbeKind::Liveness],
+        "at once, and no more startup probes"
+    );
+    assert_eq!(plan.status.container_statuses.clone().expect("statuses")[0].started, Some(true));
+
+    // One that never succeeds ends the container, with the probe's own grace.
+    let mut model = up();
+    for failures in 1..=3 {
+        let plan = model.plan();
+        assert_eq!(probes(&plan), [ProbeKind::Startup], "after {} failures", failures - 1);
+        model.probed(key(ProbeKind::Startup), false);
+        model.pass(Duration::from_secs(1));
+    }
+    let plan = model.plan();
+    assert!(matches!(plan.actions.as_slice(), [Action::Signal { signal: 15, .. }]), "{:?}", plan.actions);
+    assert_eq!(plan.wake, Some(model.now.monotonic + Duration::from_secs(7)));
+}
+
+/// Guards against a job that its liveness probe ended, that left with code 0 as servers do, and so had succeeded.
+#[test]
+fn what_a_probe_ended_is_started_again_whatever_its_code() {
+    let probed = |policy: &str| {
+        with(policy).replace(
+            "imagePullPolicy: IfNotPresent",
+            "imagePullPolicy: IfNotPresent, livenessProbe: {tcpSocket: {port: 1}, failureThreshold: 1}",
+        )
+    };
+    for (policy, phase) in [("Always", "Running"), ("OnFailure", "Running"), ("Never", "Succeeded")] {
+        let mut model = Model::new(pod(&probed(policy)));
+        settle(&mut model);
+        let first = model.running().pop().expect("runs");
+        model.probed(ProbeKey { instance: first.clone(), kind: ProbeKind::Liveness }, false);
+        model.plan();
+        model.exit(&first, 0);
+        let plan = settle(&mut model);
+        assert_eq!(plan.status.phase.as_deref(), Some(phase), "{policy}");
+        // The next time is in back-off, as after any crash.
+        let Some(second) = model.running().pop() else { continue };
+        model.probed(ProbeKey { instance: second.clone(), kind: ProbeKind::Liveness }, false);
+        model.plan();
+        model.exit(&second, 0);
+        let plan = model.plan();
+        assert_eq!(waiting(&plan).0, "CrashLoopBackOff", "{policy}");
+        assert_eq!(plan.wake, Some(model.now.monotonic + Duration::from_secs(10)));
+    }
+}
+
+#[test]
+fn a_pod_that_asks_for_more_than_the_board_has_is_rejected() {
+    let check = |resources: &str, expected: Option<&str>| {
+        let text =
+            ONE.replace("IfNotPresent", &format!("IfNotPresent, resources: {{requests: {resources}}}"));
+        let mut model = Model::new(pod(&text));
+        model.observed.capacity = Some(Capacity { cpu_millis: 4000, memory_bytes: 1 << 30 });
+        let plan = settle(&mut model);
+        assert_eq!(plan.status.reason.as_deref(), expected, "{resources}");
+        let phase = if expected.is_some() { "Failed" } else { "Running" };
+        assert_eq!(plan.status.phase.as_deref(), Some(phase));
+        assert_eq!(model.running().is_empty(), expected.is_some());
+    };
+    check("{cpu: 4, memory: 1Gi}", None);
+    check("{memory: 1025Mi}", Some("OutOfmemory"));
+    check("{cpu: 4001m}", Some("OutOfcpu"));
+    check("{memory: 1Ei}", Some("OutOfmemory"));
 }
 
 #[test]

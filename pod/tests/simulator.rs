@@ -35,6 +35,9 @@ fn some_pod(random: &mut Random) -> String {
     let mut text = format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: default}}\nspec:\n  restartPolicy: {policy}\n  terminationGracePeriodSeconds: 5\n"
     );
+    if random.chance(20) {
+        text += "  shareProcessNamespace: true\n";
+    }
     if random.chance(50) {
         let inits: Vec<String> =
             (0..1 + random.below(2)).map(|n| container(&format!("init{n}"), "")).collect();

@@ -10,27 +10,27 @@
 //! `RUN/pods/UID/ready` is written last, so a sandbox without it was never whole. Methods are safe to call again
 //! after any crash; the engine has at most one action per key in flight. Blocking work runs in the blocking pool.
 
+mod adopt;
+mod claim;
 mod containers;
 mod teardown;
 
+pub use adopt::Adopted;
 pub use teardown::teardown;
 
 use crate::cgroup::{CgroupError, Tree};
 use crate::container::{self, About, PrepareError};
 use crate::image::{Image, ImageConfig, ImageError, ImageStore};
-use crate::layout::{Layout, instance_name, parse_instance};
-use crate::names::HostNames;
+use crate::layout::Layout;
+use crate::names::{self, HostNames};
 use crate::net::{HostPort, Network, NetworkConfig};
 use crate::shim_client::{self, ShimClient, ShimEvent, SpawnShim};
 use crate::{sandbox, volume};
-use coracle_pod::observed::{
-    BootId, Exit, ImageState, Instance, InstanceId, InstanceState, Now, Reason, Sandbox, Stamp,
-};
+use claim::{Claim, claim};
+use coracle_pod::observed::{BootId, Capacity, ImageState, InstanceId, Now, Reason, Stamp};
 use coracle_pod::spec::{PodSpec, PodUid};
-use coracle_shim::record::ExitReport;
-use coracle_shim::wire::Phase;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs;
 use std::io;
@@ -111,22 +111,22 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The name is taken.
+    #[error(
+        "the name {name:?} is used by {by}: give each agent of this machine its own, as name = \"…\" in its configuration"
+    )]
+    NameInUse {
+        /// `name` of the configuration.
+        name: String,
+        /// Who has it.
+        by: String,
+    },
+    /// The kernel lacks what every pod needs.
+    #[error("{0}")]
+    Unfit(String),
     /// Mounts of the run directory.
     #[error(transparent)]
     Sandbox(#[from] sandbox::SandboxError),
-}
-
-/// What is found of a pod.
-#[derive(Debug)]
-pub struct Adopted {
-    /// The sandbox as it is.
-    pub sandbox: Sandbox,
-    /// Every instance that the shim or a record knows.
-    pub instances: BTreeMap<InstanceId, Instance>,
-    /// Anything of it on the board.
-    pub residue: bool,
-    /// Its shim, if that answers.
-    pub shim: Option<(ShimClient, mpsc::Receiver<ShimEvent>)>,
 }
 
 /// `RUN/pods/UID/ready`.
@@ -141,6 +141,7 @@ struct Ready {
 pub struct Board {
     settings: Settings,
     tree: Tree,
+    _claim: Claim,
     network: Network,
     images: Arc<ImageStore>,
     boot: BootId,
@@ -156,6 +157,7 @@ impl Board {
     /// Opens everything that pods need. Blocking; idempotent.
     pub fn open(settings: Settings) -> Result<Board, OpenError> {
         let layout = &settings.layout;
+        crate::doctor::needs().map_err(OpenError::Unfit)?;
         for dir in [
             layout.data.join("pods"),
             layout.data.join("logs"),
@@ -174,8 +176,11 @@ impl Board {
             .find_map(|l| l.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse::<u64>().ok());
         let score = read("/proc/self/oom_score_adj")?.trim().parse().unwrap_or(0);
         let may_lower = capabilities >> CAP_SYS_RESOURCE & 1 == 1;
+        let tree = Tree::open(&settings.name)?;
         Ok(Board {
-            tree: Tree::open(&settings.name)?,
+            // Before anything that carries the name is touched.
+            _claim: claim(&tree, &settings.name, layout)?,
+            tree,
             network: Network::open(settings.network.clone())?,
             images: Arc::new(ImageStore::open(settings.images.clone())?),
             boot: BootId(read("/proc/sys/kernel/random/boot_id")?.trim().into()),
@@ -202,6 +207,15 @@ impl Board {
         &self.tree
     }
 
+    /// What its pods can have together.
+    pub fn capacity(&self) -> Capacity {
+        // A kernel that does not say how much it has is not held to it.
+        let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
+        let cpus = online.and_then(|count| u64::try_from(count).ok()).unwrap_or(u64::MAX / 1000);
+        let memory_bytes = if self.memory_bytes_total == 0 { u64::MAX } else { self.memory_bytes_total };
+        Capacity { cpu_millis: cpus * 1000, memory_bytes }
+    }
+
     /// The clocks.
     pub fn now(&self) -> Now {
         Now { monotonic: boottime(), boot: self.boot.clone(), wall: jiff::Timestamp::now() }
@@ -220,23 +234,12 @@ impl Board {
         Stamp { boot: BootId(boot.into()), monotonic: stamp.boottime, wall }
     }
 
-    /// An exit report as the core sees it.
-    pub fn exit(&self, report: &ExitReport) -> Exit {
-        Exit {
-            code: report.code,
-            signal: report.signal,
-            oom_killed: report.oom_killed,
-            started: Some(self.stamp_of(&report.started, &report.boot_id)),
-            finished: self.stamp_of(&report.finished, &report.boot_id),
-            message: report.message.clone(),
-        }
-    }
-
     /// What is known of an instance; its id is known even when nothing else is.
     pub fn about(&self, uid: &PodUid, instance: &InstanceId) -> About {
         container::about(&self.settings.layout, uid, instance).unwrap_or_else(|| About {
             container_id: container::container_id(uid, instance),
             image_id: String::new(),
+            stop_signal: None,
         })
     }
 
@@ -257,20 +260,6 @@ impl Board {
         };
         // A board without a route outside has no such address.
         chosen().into_iter().collect()
-    }
-
-    /// The last lines of an instance's log, for `terminationMessagePolicy: FallbackToLogsOnError`: 80 lines and 2048
-    /// bytes at most, as the kubelet takes. Blocking, briefly.
-    pub fn last_log_lines(&self, pod: &PodSpec, instance: &InstanceId) -> String {
-        const LINES: u64 = 80;
-        const BYTES: usize = 2048;
-        let dir = self.settings.layout.logs_of(pod).join(&instance.container);
-        // A container that wrote nothing has no log.
-        let mut text = crate::log::last_lines(&dir, instance.attempt, LINES).unwrap_or_default();
-        while text.len() > BYTES {
-            text.remove(0);
-        }
-        text
     }
 
     // ---- images ----
@@ -344,14 +333,15 @@ impl Board {
         let layout = &self.settings.layout;
         let failed = Reason::FailedCreatePodSandBox;
         volume::set_up(layout, pod).map_err(because(Reason::FailedMount))?;
-        sandbox::create(layout, pod).map_err(because(failed))?;
+        let names = self.host_names();
+        sandbox::create(layout, pod, &names::hostname(pod, &names)).map_err(because(failed))?;
         let ips = match sandbox::namespace(layout, pod, "net") {
             Some(netns) => {
                 self.network.attach(&pod.uid, &netns, &host_ports(pod)).map_err(because(failed))?
             }
             None => Vec::new(),
         };
-        sandbox::write_names(layout, pod, &ips, &self.host_names()).map_err(because(failed))?;
+        sandbox::write_names(layout, pod, &ips, &names).map_err(because(failed))?;
         Ok(ips)
     }
 
@@ -368,6 +358,7 @@ impl Board {
             helper: &layout.helper(),
             log_max_bytes: self.settings.log_bytes_max,
             log_max_files: self.settings.log_files_max,
+            grace: pod.termination_grace.min(SHUTDOWN_GRACE_MAX),
             cgroup_procs: &self.tree.shim_procs(&pod.uid),
         })
         .await?;
@@ -382,7 +373,9 @@ impl Board {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let resolv_conf = text("/etc/resolv.conf");
         let stub = resolv_conf.contains("nameserver 127.0.0.53");
+        let hostname = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
         HostNames {
+            hostname: hostname.unwrap_or_else(|_| self.settings.node_name.clone()),
             hosts: text("/etc/hosts"),
             resolv_conf: if stub { text(RESOLVED) } else { resolv_conf },
             cluster_dns: self.settings.cluster_dns.clone(),
@@ -455,75 +448,11 @@ impl Board {
         found.extend(logs.iter().filter_map(|name| name.rsplit_once('_')).map(|(_, uid)| PodUid(uid.into())));
         found
     }
-
-    /// Finds again what exists of a pod: its sandbox, its shim, its instances. Changes nothing.
-    pub async fn adopt(&self, pod: &PodSpec) -> Adopted {
-        let layout = &self.settings.layout;
-        let uid = &pod.uid;
-        let residue = self.residues().contains(uid);
-        let mut instances = self.recorded_exits(uid);
-        let run = layout.pod_run(uid);
-        let ready: Option<Ready> =
-            fs::read(run.join("ready")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let broken = |why: String| Sandbox::Broken { why };
-        let Some(ready) = ready else {
-            let half = run.exists() || !self.tree.is_clear_of(uid);
-            let sandbox = if half { broken("the sandbox is not whole".into()) } else { Sandbox::Absent };
-            return Adopted { sandbox, instances, residue, shim: None };
-        };
-        let (client, events) = match ShimClient::connect(&layout.shim_socket(uid)).await {
-            Ok(connection) => connection,
-            Err(error) => {
-                let sandbox = broken(format!("the pod's shim does not answer: {error}"));
-                return Adopted { sandbox, instances, residue, shim: None };
-            }
-        };
-        match client.state().await {
-            Ok(states) => {
-                for status in states {
-                    let Some(id) = parse_instance(&status.instance) else { continue };
-                    let state = match &status.phase {
-                        Phase::Starting => InstanceState::Created,
-                        Phase::Running(run) => {
-                            InstanceState::Running { started: self.stamp_of(&run.started, &self.boot.0) }
-                        }
-                        Phase::Exited { report, .. } => InstanceState::Exited(self.exit(report)),
-                    };
-                    let About { container_id, image_id } = self.about(uid, &id);
-                    instances.insert(id, Instance { state, container_id, image_id });
-                }
-                let sandbox = Sandbox::Ready { ips: ready.ips, since: ready.since };
-                Adopted { sandbox, instances, residue, shim: Some((client, events)) }
-            }
-            Err(error) => {
-                let sandbox = broken(format!("the pod's shim does not tell its state: {error}"));
-                Adopted { sandbox, instances, residue, shim: None }
-            }
-        }
-    }
-
-    /// What the shims of a pod, dead ones too, have written down.
-    fn recorded_exits(&self, uid: &PodUid) -> BTreeMap<InstanceId, Instance> {
-        let dir = self.settings.layout.pod_data(uid).join("exits");
-        let mut found = BTreeMap::new();
-        for id in names_in(&dir).iter().filter_map(|name| parse_instance(name)) {
-            match ExitReport::read(&self.settings.layout.exit_record(uid, &id)) {
-                Ok(Some(report)) => {
-                    let About { container_id, image_id } = self.about(uid, &id);
-                    let state = InstanceState::Exited(self.exit(&report));
-                    found.insert(id, Instance { state, container_id, image_id });
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(uid = uid.0, instance = instance_name(&id), %error, "exit record left out")
-                }
-            }
-        }
-        found
-    }
 }
 
 const CAP_SYS_RESOURCE: u32 = 24;
+/// A pod's grace when the machine goes down, at most: systemd kills what is left after 90 s.
+const SHUTDOWN_GRACE_MAX: Duration = Duration::from_secs(60);
 
 /// Runs `work` in the blocking pool.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -35,7 +35,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A cgroup that cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -79,12 +79,15 @@ pub struct Tree {
     name: String,
     /// For v2.
     devices: Option<Arc<DeviceRules>>,
+    /// Held while the classes' promises are added up and written: pods come and go in several threads.
+    balancing: Arc<Mutex<()>>,
 }
 
 impl Tree {
     /// Finds the hierarchies and makes `/TOP`. Idempotent; blocking.
     pub fn open(name: &str) -> Result<Tree, CgroupError> {
-        let mut tree = Tree { hierarchy: detect()?, name: name.into(), devices: None };
+        let mut tree =
+            Tree { hierarchy: detect()?, name: name.into(), devices: None, balancing: Arc::default() };
         if let Hierarchy::V2 { root } = &tree.hierarchy {
             if under_systemd() {
                 tree.name = format!("{name}.slice");
@@ -107,6 +110,19 @@ impl Tree {
     /// What kind of host this is.
     pub fn hierarchy(&self) -> &Hierarchy {
         &self.hierarchy
+    }
+
+    /// Where a container sees the hierarchies: `/sys/fs/cgroup`, and on v1 below it each controller's, the parent first.
+    pub fn views(&self) -> Vec<String> {
+        const TOP: &str = "/sys/fs/cgroup";
+        let controllers = match &self.hierarchy {
+            Hierarchy::V2 { .. } => BTreeSet::new(),
+            Hierarchy::V1 { controllers, .. } => {
+                controllers.values().filter_map(|root| root.file_name()).collect()
+            }
+        };
+        let below = controllers.into_iter().map(|name| format!("{TOP}/{}", name.to_string_lossy()));
+        std::iter::once(TOP.to_string()).chain(below).collect()
     }
 
     /// `/coracle/kubepods/burstable/podUID`, the form of OCI's `cgroupsPath`.
@@ -160,6 +176,7 @@ impl Tree {
     /// Gives the classes what their pods are promised together: a protection holds only as far as every level above
     /// grants it, and the classes share the CPU by their requests, as the kubelet has it. cgroup-v2.rst, "memory.min".
     fn balance(&self) -> Result<(), CgroupError> {
+        let _alone = self.balancing.lock().unwrap_or_else(PoisonError::into_inner);
         let sum = |class: &Path, file: &str| -> u64 {
             let pods = entries(class).into_iter().filter(|name| name.starts_with("pod"));
             // A pod that goes away meanwhile is promised nothing any more.
@@ -218,6 +235,19 @@ impl Tree {
             Hierarchy::V1 { controllers, .. } => (&controllers["memory"], "memory.oom_control"),
         };
         root.join(path.trim_start_matches('/')).join(file)
+    }
+
+    /// The processes in the shim's cgroup of a pod: its shim, and its pause process.
+    pub(crate) fn shim_pids(&self, uid: &PodUid) -> Vec<u32> {
+        let file = self.shim_procs(uid).into_iter().next();
+        // A pod without that cgroup has no shim.
+        let text = file.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+        text.lines().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    /// The directory of `/TOP` that every host has: the first of the pods' hierarchies.
+    pub(crate) fn top(&self) -> PathBuf {
+        self.counting_root().join(&self.name)
     }
 
     /// SIGKILLs every process of one instance and waits until they are gone. Idempotent; blocking.

@@ -15,9 +15,10 @@ use crate::rt::FILTER;
 use crate::{sandbox, volume};
 use coracle_pod::observed::{InstanceId, Reason};
 use coracle_pod::spec::{ContainerSpec, PodSpec, PodUid};
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -56,6 +57,9 @@ pub struct About {
     pub container_id: String,
     /// Digest of the image's configuration.
     pub image_id: String,
+    /// What the image wants to be stopped with, when that is not SIGTERM.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
 }
 
 /// What [`prepare`] needs beside the pod.
@@ -67,6 +71,8 @@ pub struct Surroundings<'a> {
     pub image: &'a Image,
     /// For `fieldRef`.
     pub facts: &'a PodFacts,
+    /// `HOSTNAME`, unless image or pod set another.
+    pub hostname: &'a str,
     /// Its cgroup.
     pub cgroup_path: String,
     /// Capabilities that the agent itself holds.
@@ -77,6 +83,8 @@ pub struct Surroundings<'a> {
     pub pids_max: u64,
     /// On cgroup v2?
     pub cgroup2: bool,
+    /// Where it sees the hierarchies.
+    pub cgroup_views: Vec<String>,
     /// The compiled filter for it, if it is to have one.
     pub filter: Option<&'a Path>,
 }
@@ -113,12 +121,16 @@ pub fn prepare(
         let link = bundle.join(FILTER);
         fs::hard_link(filter, &link).map_err(failed("link", &link))?;
     }
+    let binds = binds(layout, pod, container, instance, &log)?;
+    for bind in &binds {
+        clear_way(&rootfs, &bind.destination).map_err(failed("make way for a mount in", &rootfs))?;
+    }
     let namespace = |name| sandbox::namespace(layout, pod, name);
     let spec = oci::spec(&oci::Input {
         pod,
         container,
         args,
-        env: process::environment(&config, &own, &pod.hostname, &identity, container.tty),
+        env: process::environment(&config, &own, around.hostname, &identity, container.tty),
         image_working_dir: config.working_dir().clone(),
         identity,
         capabilities: oci::capabilities(container, around.available_capabilities),
@@ -129,13 +141,18 @@ pub fn prepare(
         ipc: namespace("ipc"),
         uts: namespace("uts"),
         shared_pid: pod.share_process_namespace.then(|| layout.pod_run(&pod.uid).join("pid")),
-        binds: binds(layout, pod, container, instance, &log)?,
+        binds,
         devices: if container.security.privileged { host_devices(Path::new("/dev")) } else { Vec::new() },
         oom_score_adj: around.oom_score_adj,
         pids_max: around.pids_max,
         cgroup2: around.cgroup2,
+        cgroup_views: around.cgroup_views.clone(),
     });
-    let about = About { container_id: container_id(&pod.uid, instance), image_id: around.image.id.clone() };
+    let about = About {
+        container_id: container_id(&pod.uid, instance),
+        image_id: around.image.id.clone(),
+        stop_signal: config.stop_signal().as_deref().and_then(process::signal_number),
+    };
     let text = |value: Result<Vec<u8>, serde_json::Error>| value.expect("maps with string keys serialize");
     for (name, bytes) in
         [("config.json", text(serde_json::to_vec(&spec))), ("about.json", text(serde_json::to_vec(&about)))]
@@ -196,6 +213,15 @@ fn binds(
     for (number, mount) in container.mounts.iter().enumerate() {
         let volume = pod.volumes.iter().find(|v| v.name == mount.volume);
         let volume = volume.expect("admission checked that each mount names a volume");
+        if let ["" | "proc"] = mount.mount_path.trim_matches('/').split('/').collect::<Vec<_>>()[..] {
+            let (volume, path) = (&mount.volume, &mount.mount_path);
+            return Err(PrepareError {
+                reason: Reason::CreateContainerError,
+                message: format!(
+                    "volume {volume:?} cannot be mounted at {path}: a container needs its own there"
+                ),
+            });
+        }
         let mut source = volume::host_path(layout, &pod.uid, volume);
         if let Some(sub_path) = &mount.sub_path {
             let target = layout.bundle(&pod.uid, instance).join("subpath").join(number.to_string());
@@ -207,11 +233,10 @@ fn binds(
         }
         list.push(Bind { source, destination: mount.mount_path.clone(), read_only: mount.read_only });
     }
-    // Parents before children, whatever order the manifest has.
-    let (fixed, mounts) = list.split_at(list.len() - container.mounts.len());
-    let mut mounts = mounts.to_vec();
-    mounts.sort_by_key(|b: &Bind| depth(&b.destination));
-    Ok([fixed, &mounts].concat())
+    // Parents before children, whatever order the manifest has: a volume at /etc does not hide our /etc/hosts. Of two
+    // at one place the volume is the later, and so on top.
+    list.sort_by_key(|bind| depth(&bind.destination));
+    Ok(list)
 }
 
 fn depth(path: &str) -> usize {
@@ -234,13 +259,16 @@ fn hold_sub_path(volume: &Path, sub_path: &str, target: &Path) -> io::Result<()>
     Ok(mount(Some(&pinned), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?)
 }
 
-/// Opens a path that may not leave `root`, making missing directories on the way, as the kubelet does.
+/// Opens a path that may not leave `root`, making missing directories on the way. As the kubelet has it they get the
+/// mode of the volume's own directory: whoever may write to the volume may write to them.
 fn open_beneath(root: &Path, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let how = OpenHow::new()
         .flags(flags)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let root = OwnedFd::from(File::open(root)?);
+    let root = File::open(root)?;
+    let mode = Mode::from_bits_truncate(root.metadata()?.mode() & 0o7777);
+    let root = OwnedFd::from(root);
     let mut done = PathBuf::new();
     let mut here = openat2(&root, ".", how)?;
     for part in path.split('/').filter(|p| !p.is_empty() && *p != ".") {
@@ -248,13 +276,44 @@ fn open_beneath(root: &Path, path: &str) -> io::Result<OwnedFd> {
         // From the volume's root each time: a link may point anywhere within it.
         here = match openat2(&root, &done, how) {
             Err(nix::errno::Errno::ENOENT) => {
-                mkdirat(&here, part, Mode::from_bits_truncate(0o750))?;
+                mkdirat(&here, part, mode)?;
+                // Past the umask, and by descriptor: the name may be another's by now.
+                let readable = how.flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC);
+                fchmod(openat2(&here, part, readable)?, mode)?;
                 openat2(&root, &done, how)?
             }
             found => found?,
         };
     }
     Ok(here)
+}
+
+/// Removes a link to nowhere on the way to a mount's destination. libcontainer makes missing directories and files but
+/// does not go through such a link, and images have them: `/etc/resolv.conf` to systemd's in `/run`. What lies beyond
+/// would be covered by the mount anyway.
+fn clear_way(root: &Path, destination: &str) -> io::Result<()> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let root = File::open(root)?;
+    let mut done = PathBuf::from("/");
+    for part in destination.split('/').filter(|p| !p.is_empty() && *p != ".") {
+        let parent = openat2(&root, &done, how)?;
+        done.push(part);
+        match openat2(&root, &done, how) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::ENOENT) => {
+                let name = readlinkat(&parent, part);
+                return if name.is_ok() {
+                    Ok(unlinkat(&parent, part, UnlinkatFlags::NoRemoveDir)?)
+                } else {
+                    Ok(())
+                };
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Makes the working directory inside the container's root, as runc does; links are followed inside only.
@@ -352,6 +411,51 @@ mod tests {
         check("../secret", false);
         check("inside/../../secret", false);
         check("harmless", true);
+    }
+
+    /// Guards against a container without root that could not write to the directory its `subPath` had made.
+    #[test]
+    fn directories_of_a_sub_path_are_as_open_as_their_volume() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let volume = dir.path().join("volume");
+        fs::create_dir(&volume).expect("made");
+        std::os::unix::fs::chown(&volume, None, Some(6000)).expect("given");
+        fs::set_permissions(&volume, fs::Permissions::from_mode(0o2777)).expect("opened");
+        open_beneath(&volume, "made/here").expect("made");
+        for path in ["made", "made/here"] {
+            let found = fs::metadata(volume.join(path)).expect("there");
+            assert_eq!((found.mode() & 0o7777, found.gid()), (0o2777, 6000), "{path}");
+        }
+    }
+
+    /// Guards against images whose `/etc/resolv.conf` is a link into a `/run` that no container has.
+    #[test]
+    fn only_links_to_nowhere_are_cleared_out_of_the_way_of_a_mount() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("etc/real")).expect("made");
+        fs::write(dir.path().join("outside"), "o").expect("written");
+        for (link, target) in [
+            ("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
+            ("etc/hosts", "../../outside"),
+            ("etc/loop", "loop"),
+            ("etc/alias", "/etc/real"),
+            ("mnt", "/nowhere"),
+        ] {
+            symlink(target, root.join(link)).expect("linked");
+        }
+        let check = |destination: &str, link: &str, stays: bool| {
+            clear_way(&root, destination).expect("clear");
+            assert_eq!(root.join(link).symlink_metadata().is_ok(), stays, "{destination}");
+        };
+        check("/etc/resolv.conf", "etc/resolv.conf", false);
+        check("/etc/hosts", "etc/hosts", false);
+        check("/mnt/deep/below", "mnt", false);
+        check("/etc/alias/below", "etc/alias", true);
+        check("etc/real", "etc/real", true);
+        assert!(clear_way(&root, "/etc/loop").is_err(), "a loop is an error of the image");
+        assert!(dir.path().join("outside").exists());
     }
 
     #[test]

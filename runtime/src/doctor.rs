@@ -61,6 +61,21 @@ pub fn examine(layout: &Layout, network: NetworkConfig, shim: &Path) -> Vec<Find
     ]
 }
 
+/// What the kernel must have and no other step of the agent's start would miss: the message of the check that fails.
+pub(crate) fn needs() -> Result<(), String> {
+    if let Err(error) = overlay::supported() {
+        return Err(no_overlayfs(&error));
+    }
+    let seccomp = seccomp();
+    if seccomp.verdict == Verdict::Failed { Err(seccomp.message) } else { Ok(()) }
+}
+
+fn no_overlayfs(error: &dyn Display) -> String {
+    format!(
+        "images cannot be stacked: {error}; load module overlay (CONFIG_OVERLAY_FS), and keep the data directory on ext4, f2fs, xfs or btrfs"
+    )
+}
+
 fn ok(check: &'static str, message: impl Display) -> Finding {
     Finding { check, verdict: Verdict::Ok, message: message.to_string() }
 }
@@ -169,13 +184,7 @@ fn overlayfs(data: &Path) -> Finding {
     })();
     match tried {
         Ok(()) => ok("overlayfs", format!("on {}", data.display())),
-        Err(error) => failed(
-            "overlayfs",
-            format!(
-                "cannot stack layers on {}: {error}; load module overlay (CONFIG_OVERLAY_FS), and keep the directory on ext4, f2fs, xfs or btrfs",
-                data.display()
-            ),
-        ),
+        Err(error) => failed("overlayfs", format!("{}: {}", data.display(), no_overlayfs(&error))),
     }
 }
 

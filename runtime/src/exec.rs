@@ -3,7 +3,7 @@
 use crate::board::Board;
 use crate::layout::instance_name;
 use crate::oci;
-use crate::rt::exec::{ExecProcess, start_ticks};
+use crate::rt::exec::{EXEC_FAILED, ExecProcess, start_ticks};
 use crate::rt::{DROP_CAPABILITIES, FILTER};
 use crate::shim_client::{Execed, ShimClient};
 use coracle_pod::observed::InstanceId;
@@ -29,10 +29,46 @@ pub struct Output {
     pub text: String,
 }
 
+/// A process that was not started.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The command is not there (127), or cannot be run (126): a shell's exit codes for it.
+    #[error("{message}")]
+    Command {
+        /// 126 or 127.
+        code: i32,
+        /// One line.
+        message: String,
+    },
+    /// Anything else: the container does not run, its shim does not answer. One line.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl StartError {
+    /// From the helper's words for it.
+    fn of(message: String) -> StartError {
+        match message.strip_prefix(EXEC_FAILED) {
+            None => StartError::Other(message),
+            Some(why) => {
+                let missing = ["no such file or directory", "not found in $PATH"];
+                let code = if missing.iter().any(|end| why.ends_with(end)) { 127 } else { 126 };
+                StartError::Command { code, message }
+            }
+        }
+    }
+}
+
+impl From<String> for StartError {
+    fn from(message: String) -> StartError {
+        StartError::Other(message)
+    }
+}
+
 /// Starts `command` in an instance, with its identity, filter, capabilities and cgroups.
 ///
 /// # Errors
-/// One line: the container does not run, or the command does not exist in it.
+/// The container does not run, or the command does not exist in it.
 pub async fn start(
     board: &Arc<Board>,
     pod: &PodSpec,
@@ -40,18 +76,18 @@ pub async fn start(
     command: &[String],
     shim: &ShimClient,
     stdio: Option<[OwnedFd; 3]>,
-) -> Result<Execed, String> {
+) -> Result<Execed, StartError> {
     let name = instance_name(instance);
     let states = shim.state().await.map_err(|e| e.to_string())?;
     let running = states.into_iter().find(|s| s.instance == name).map(|s| s.phase);
     let Some(Phase::Running(running)) = running else {
-        return Err(format!("container not found or not running (\"{}\")", instance.container));
+        return Err(format!("container not found or not running (\"{}\")", instance.container).into());
     };
     let bundle = board.settings().layout.bundle(&pod.uid, instance);
     let spec = Spec::load(bundle.join("config.json")).map_err(|e| format!("the container's bundle: {e}"))?;
     let filter = bundle.join(FILTER);
-    let mut order =
-        process(&spec, command, stdio.is_none()).ok_or("the container's bundle has no process")?;
+    let mut order = process(&spec, command, stdio.is_none())
+        .ok_or_else(|| "the container's bundle has no process".to_string())?;
     order.pid = running.pid;
     order.pid_start_ticks =
         if running.start_ticks == 0 { start_ticks(running.pid).unwrap_or(0) } else { running.start_ticks };
@@ -59,7 +95,7 @@ pub async fn start(
     order.cgroup_procs = board.tree().instance_procs(&pod.uid, pod.qos, instance);
     let file =
         in_memory(&serde_json::to_vec(&order).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
-    shim.exec(&name, file.into(), stdio).await.map_err(|e| e.to_string())
+    shim.exec(&name, file.into(), stdio).await.map_err(|e| StartError::of(e.to_string()))
 }
 
 /// Runs `command` to its end, or kills it after `timeout`.
@@ -76,7 +112,7 @@ pub async fn output(
     let null = File::open("/dev/null").map_err(text)?;
     let both = write.try_clone().map_err(text)?;
     let stdio = [null.into(), write.into(), both.into()];
-    let execed = start(board, pod, instance, command, shim, Some(stdio)).await?;
+    let execed = start(board, pod, instance, command, shim, Some(stdio)).await.map_err(|e| e.to_string())?;
     let reader = tokio::net::unix::pipe::Receiver::from_owned_fd(read.into()).map_err(text)?;
     let mut bytes = Vec::new();
     let mut limited = reader.take(OUTPUT_BYTES_MAX);
@@ -134,4 +170,25 @@ fn in_memory(bytes: &[u8]) -> std::io::Result<File> {
     file.write_all(bytes)?;
     file.rewind()?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_run_has_a_shells_exit_code() {
+        let check = |message: &str, expected: Option<i32>| {
+            let found = match StartError::of(message.into()) {
+                StartError::Command { code, .. } => Some(code),
+                StartError::Other(_) => None,
+            };
+            assert_eq!(found, expected, "{message}");
+        };
+        check("exec: \"/no\": stat /no: no such file or directory", Some(127));
+        check("exec: \"no\": executable file not found in $PATH", Some(127));
+        check("exec: \"/etc\": stat /etc: is a directory", Some(126));
+        check("exec: \"/bad\": Exec format error", Some(126));
+        check("cannot exec in a stopped container", None);
+    }
 }

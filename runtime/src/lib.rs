@@ -22,9 +22,10 @@ pub mod run_dir;
 pub mod sandbox;
 pub mod seccomp;
 pub mod shim_client;
+mod shim_process;
 mod sys;
-
 pub mod terminal;
 pub mod volume;
 
-pub use sys::{give_memory_back, keep_heap_small};
+pub use shim_process::join_mounts;
+pub use sys::{give_memory_back, is_open_for_writing, keep_heap_small};

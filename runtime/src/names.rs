@@ -7,6 +7,8 @@ use std::net::IpAddr;
 /// What the board says about names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostNames {
+    /// The board's own name, for `hostNetwork` pods.
+    pub hostname: String,
     /// The board's `/etc/hosts`, for `hostNetwork` pods.
     pub hosts: String,
     /// The board's real resolver file: not the stub that only its own loopback reaches.
@@ -21,6 +23,20 @@ pub struct HostNames {
 const NAMESERVERS_MAX: usize = 3;
 const SEARCHES_MAX: usize = 32;
 
+/// What `hostname` says in a pod: the board's own name with `hostNetwork`, whose UTS namespace it shares; the qualified
+/// name with `setHostnameAsFQDN`.
+pub fn hostname(pod: &PodSpec, host: &HostNames) -> String {
+    if pod.host_network {
+        return host.hostname.clone();
+    }
+    let wanted = pod.subdomain.as_ref().filter(|_| pod.set_hostname_as_fqdn);
+    wanted.map_or_else(|| pod.hostname.clone(), |subdomain| qualified(pod, subdomain, host))
+}
+
+fn qualified(pod: &PodSpec, subdomain: &str, host: &HostNames) -> String {
+    format!("{}.{subdomain}.{}.svc.{}", pod.hostname, pod.namespace, host.cluster_domain)
+}
+
 /// `/etc/hosts` of a pod.
 pub fn hosts(pod: &PodSpec, ips: &[IpAddr], host: &HostNames) -> String {
     let mut text = if pod.host_network {
@@ -31,10 +47,7 @@ pub fn hosts(pod: &PodSpec, ips: &[IpAddr], host: &HostNames) -> String {
              fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
         );
         for ip in ips {
-            let qualified = pod
-                .subdomain
-                .as_ref()
-                .map(|s| format!("{}.{s}.{}.svc.{}\t", pod.hostname, pod.namespace, host.cluster_domain));
+            let qualified = pod.subdomain.as_ref().map(|s| qualified(pod, s, host) + "\t");
             text += &format!("{ip}\t{}{}\n", qualified.unwrap_or_default(), pod.hostname);
         }
         text
@@ -123,5 +136,73 @@ impl Resolver {
             }
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(spec: &str) -> PodSpec {
+        let text = format!(
+            "{{\"metadata\": {{\"name\": \"web\", \"namespace\": \"sea\", \"uid\": \"u\"}}, \"spec\": {{{spec} \"containers\": [{{\"name\": \"web\", \"image\": \"i:1\"}}]}}}}"
+        );
+        PodSpec::from_api(&serde_json::from_str(&text).unwrap()).unwrap()
+    }
+
+    fn board() -> HostNames {
+        HostNames {
+            hostname: "board".into(),
+            hosts: "127.0.0.1 localhost board\n".into(),
+            resolv_conf: "# by hand\nnameserver 192.0.2.1\nsearch lan\noptions edns0 ndots:2\n".into(),
+            cluster_dns: vec!["10.96.0.10".parse().unwrap()],
+            cluster_domain: "cluster.local".into(),
+        }
+    }
+
+    #[test]
+    fn resolvers_follow_policy_and_config() {
+        let own = "nameserver 192.0.2.1\nsearch lan\noptions edns0 ndots:2\n";
+        let cluster = "nameserver 10.96.0.10\nsearch sea.svc.cluster.local svc.cluster.local cluster.local lan\noptions ndots:5\n";
+        let check =
+            |spec: &str, expected: &str| assert_eq!(resolv_conf(&pod(spec), &board()), expected, "{spec}");
+        check("", cluster);
+        check(r#""dnsPolicy": "Default","#, own);
+        check(r#""hostNetwork": true,"#, own);
+        check(r#""hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet","#, cluster);
+        let config = r#""dnsConfig": {"nameservers": ["192.0.2.9"], "searches": ["lan", "fleet"], "options": [{"name": "ndots", "value": "1"}, {"name": "rotate"}]},"#;
+        let check_with =
+            |policy: &str, expected: &str| check(&format!(r#""dnsPolicy": "{policy}", {config}"#), expected);
+        check_with("None", "nameserver 192.0.2.9\nsearch lan fleet\noptions ndots:1 rotate\n");
+        check_with(
+            "Default",
+            "nameserver 192.0.2.1\nnameserver 192.0.2.9\nsearch lan fleet\noptions edns0 ndots:1 rotate\n",
+        );
+        let mut alone = board();
+        alone.cluster_dns.clear();
+        assert_eq!(resolv_conf(&pod(""), &alone), own, "no cluster DNS: the board's resolver");
+    }
+
+    #[test]
+    fn hosts_and_hostnames_are_the_kubelets() {
+        let ip: IpAddr = "10.88.0.2".parse().unwrap();
+        let check = |spec: &str, name: &str, line: &str| {
+            let pod = pod(spec);
+            assert_eq!(hostname(&pod, &board()), name, "{spec}");
+            let text = hosts(&pod, &[ip], &board());
+            assert!(
+                text.starts_with("# Kubernetes-managed hosts file") && text.contains(line),
+                "{spec}: {text}"
+            );
+        };
+        check("", "web", "\n10.88.0.2\tweb\n");
+        check(r#""hostname": "h","#, "h", "\n10.88.0.2\th\n");
+        let qualified = "\n10.88.0.2\th.sub.sea.svc.cluster.local\th\n";
+        check(r#""hostname": "h", "subdomain": "sub","#, "h", qualified);
+        let fqdn = r#""hostname": "h", "subdomain": "sub", "setHostnameAsFQDN": true,"#;
+        check(fqdn, "h.sub.sea.svc.cluster.local", qualified);
+        check(r#""hostNetwork": true,"#, "board", "(host network).\n127.0.0.1 localhost board\n");
+        let aliases = r#""hostAliases": [{"ip": "192.0.2.7", "hostnames": ["buoy", "buoy.lan"]}],"#;
+        check(aliases, "web", "\n# Entries added by HostAliases.\n192.0.2.7\tbuoy\tbuoy.lan\n");
     }
 }

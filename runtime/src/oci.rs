@@ -83,6 +83,8 @@ pub struct Input<'a> {
     pub pids_max: u64,
     /// Whether the host is on cgroup v2: a private cgroup namespace and a read-only view of it.
     pub cgroup2: bool,
+    /// Where the hierarchies appear in the container: [`cgroup::Tree::views`].
+    pub cgroup_views: Vec<String>,
 }
 
 /// containerd's default set.
@@ -149,7 +151,7 @@ const ALL_CAPABILITIES: [&str; 41] = [
 /// What a filter's installation needs while capabilities are already being dropped.
 const FILTER_CAPABILITIES: [&str; 2] = ["SYS_ADMIN", "SETPCAP"];
 
-const MASKED: [&str; 11] = [
+const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -160,6 +162,7 @@ const MASKED: [&str; 11] = [
     "/proc/timer_stats",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -230,7 +233,9 @@ fn document(input: &Input<'_>) -> Value {
     });
     if !security.privileged {
         linux["maskedPaths"] = json!(MASKED);
-        linux["readonlyPaths"] = json!(READ_ONLY);
+        // libcontainer mounts v1 hierarchies writable whatever the mount says, and a container could lift its limits.
+        let views = input.cgroup_views.iter().map(String::as_str);
+        linux["readonlyPaths"] = READ_ONLY.into_iter().chain(views).collect();
     }
     json!({
         "ociVersion": "1.0.2",
@@ -269,18 +274,12 @@ fn mounts(input: &Input<'_>) -> Vec<Value> {
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
         json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
             "options": ["nosuid", "noexec", "nodev"]}),
-        // With the host's network namespace a fresh sysfs is refused to the container: bind the host's.
-        match input.net {
-            Some(_) => json!({"destination": "/sys", "type": "sysfs", "source": "sysfs",
-                "options": ["nosuid", "noexec", "nodev", access]}),
-            None => json!({"destination": "/sys", "type": "bind", "source": "/sys",
-                "options": ["rbind", "nosuid", "noexec", "nodev", access]}),
-        },
+        // Never the host's own with what is mounted in it: "ro" would stop at the cgroups, which are everybody's.
+        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs",
+            "options": ["nosuid", "noexec", "nodev", access]}),
+        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "relatime", access]}),
     ];
-    if input.net.is_some() {
-        list.push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-            "options": ["nosuid", "noexec", "nodev", "relatime", access]}));
-    }
     for bind in &input.binds {
         let access = if bind.read_only { "ro" } else { "rw" };
         list.push(json!({"destination": bind.destination, "type": "bind", "source": bind.source,

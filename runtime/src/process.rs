@@ -5,17 +5,29 @@
 
 use coracle_pod::spec::{ContainerSpec, EnvValue, PodSpec};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::signal::Signal;
 use oci_spec::image::Config;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 /// The PATH of an image that sets none; Docker's.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Bytes read of a container's passwd or group file.
 const ACCOUNT_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The highest user or group id, as runc and containerd have it. The kernel reads the very highest, 4294967295, as
+/// "leave it as it is": a process that is to become that user stays root. setresuid(2).
+const ID_MAX: u32 = i32::MAX.unsigned_abs();
+
+/// One string of an argument or environment list, its end included: the kernel's `MAX_ARG_STRLEN`, execve(2).
+const STRING_BYTES_MAX: usize = 128 * 1024;
+/// Both lists together: the kernel takes no more, whatever the limit of the stack is, execve(2). Eight variables that
+/// name each other ten times over are a hundred gigabytes, so nothing is built that it would refuse.
+const STRINGS_BYTES_MAX: usize = 6 << 20;
 
 /// A container whose process cannot be made out: the kubelet's `CreateContainerConfigError`.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -26,6 +38,9 @@ pub enum ProcessError {
     /// `runAsNonRoot` with a user that is, or may be, root.
     #[error("container has runAsNonRoot and image will run as root")]
     Root,
+    /// `runAsNonRoot` with a `runAsUser` of 0.
+    #[error("container's runAsUser breaks non-root policy")]
+    RootAsked,
     /// `runAsNonRoot` cannot be checked against a name.
     #[error(
         "container has runAsNonRoot and image has non-numeric user ({0}), cannot verify user is non-root"
@@ -37,6 +52,9 @@ pub enum ProcessError {
     /// The image's group is not in its group file.
     #[error("unable to find group {0}: no matching entries in the image's group file")]
     UnknownGroup(String),
+    /// A string, or all of them, beyond what execve(2) takes.
+    #[error("{0} is too long for the kernel once expanded: a string holds 128 KiB, all of them 6 MiB")]
+    TooLong(String),
     /// `valueFrom.fieldRef` of a field that does not exist.
     #[error("couldn't find {0} for environment variable {1}")]
     Field(String, String),
@@ -49,7 +67,8 @@ pub struct Identity {
     pub uid: u32,
     /// Primary group.
     pub gid: u32,
-    /// Supplementary groups, sorted.
+    /// Supplementary groups, sorted; the primary one is among them (CVE-2022-36109), so there always is one, and
+    /// the agent's own are never inherited.
     pub groups: Vec<u32>,
     /// From passwd, else `/`; `/root` for root.
     pub home: String,
@@ -73,10 +92,15 @@ pub fn arguments(
     variables: &BTreeMap<String, String>,
 ) -> Result<Vec<String>, ProcessError> {
     let from_image = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
-    let expand_all = |list: &[String]| list.iter().map(|t| expand(t, variables)).collect::<Vec<_>>();
+    let mut room = STRINGS_BYTES_MAX;
+    let mut expand_all = |what: &str, list: &[String]| -> Result<Vec<String>, ProcessError> {
+        let mut expanded = |text: &String| take(&mut room, expand(text, variables));
+        let too_long = || ProcessError::TooLong(what.into());
+        list.iter().map(|text| expanded(text).ok_or_else(too_long)).collect()
+    };
     let (mut command, arguments) = match (container.command.is_empty(), container.args.is_empty()) {
-        (false, _) => (expand_all(&container.command), expand_all(&container.args)),
-        (true, false) => (from_image(image.entrypoint()), expand_all(&container.args)),
+        (false, _) => (expand_all("command", &container.command)?, expand_all("args", &container.args)?),
+        (true, false) => (from_image(image.entrypoint()), expand_all("args", &container.args)?),
         (true, true) => (from_image(image.entrypoint()), from_image(image.cmd())),
     };
     command.extend(arguments);
@@ -93,9 +117,11 @@ pub fn variables(
     facts: &PodFacts,
 ) -> Result<(Vec<Variable>, BTreeMap<String, String>), ProcessError> {
     let (mut ordered, mut known) = (Vec::new(), BTreeMap::new());
+    let mut room = STRINGS_BYTES_MAX;
     for variable in &container.env {
         let value = match &variable.value {
-            EnvValue::Literal(text) => expand(text, &known),
+            EnvValue::Literal(text) => take(&mut room, expand(text, &known))
+                .ok_or_else(|| ProcessError::TooLong(format!("environment variable {}", variable.name)))?,
             EnvValue::Field(path) => field(pod, facts, path)
                 .ok_or_else(|| ProcessError::Field(path.clone(), variable.name.clone()))?,
         };
@@ -131,12 +157,22 @@ pub fn environment(
     list.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
-/// `$(VAR)` by the variables before it, `$$` for a dollar; an unknown name stays as written.
-/// Kubernetes: third_party/forked/golang/expansion.
-pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
-    let mut out = String::with_capacity(text.len());
+/// `text` if there is room for it, which then is smaller.
+fn take(room: &mut usize, text: Option<String>) -> Option<String> {
+    let text = text?;
+    *room = room.checked_sub(text.len() + 1)?;
+    Some(text)
+}
+
+/// `$(VAR)` by the variables before it, `$$` for a dollar; an unknown name stays as written. `None` when the result is
+/// longer than any process can be given. Kubernetes: third_party/forked/golang/expansion.
+pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> Option<String> {
+    let mut out = String::new();
     let mut rest = text;
     while let Some(at) = rest.find('$') {
+        if out.len() + at >= STRING_BYTES_MAX {
+            return None;
+        }
         out.push_str(&rest[..at]);
         let after = &rest[at + 1..];
         if let Some(tail) = after.strip_prefix('$') {
@@ -154,7 +190,25 @@ pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
         }
     }
     out.push_str(rest);
-    out
+    Some(out).filter(|out| out.len() < STRING_BYTES_MAX)
+}
+
+/// A signal as an image names it: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`. `None` for one that does not exist.
+pub fn signal_number(text: &str) -> Option<i32> {
+    let name = text.trim().to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let real_time = |from: i32, sign: i32, rest: &str| match rest.trim_start_matches(['+', '-']) {
+        "" => Some(from),
+        number => number.parse::<i32>().ok().map(|number| from + sign * number),
+    };
+    let number = if let Some(rest) = name.strip_prefix("RTMIN") {
+        real_time(libc::SIGRTMIN(), 1, rest)
+    } else if let Some(rest) = name.strip_prefix("RTMAX") {
+        real_time(libc::SIGRTMAX(), -1, rest)
+    } else {
+        name.parse().ok().or_else(|| Some(format!("SIG{name}").parse::<Signal>().ok()? as i32))
+    };
+    number.filter(|number| (1..=libc::SIGRTMAX()).contains(number))
 }
 
 fn field(pod: &PodSpec, facts: &PodFacts, path: &str) -> Option<String> {
@@ -171,7 +225,7 @@ fn field(pod: &PodSpec, facts: &PodFacts, path: &str) -> Option<String> {
         "metadata.namespace" => pod.namespace.clone(),
         "metadata.uid" => pod.uid.0.clone(),
         "spec.nodeName" => facts.node_name.clone(),
-        "spec.serviceAccountName" => "default".into(),
+        "spec.serviceAccountName" => pod.service_account_name.clone(),
         "status.hostIP" | "status.hostIPs" => facts.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
         "status.podIP" => ips().into_iter().next().unwrap_or_default(),
         "status.podIPs" => ips().join(","),
@@ -197,7 +251,7 @@ pub fn identity(
     let passwd = account_file(root, "etc/passwd");
     let groups = account_file(root, "etc/group");
     let accounts = || passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let number = |text: &str| text.parse::<u32>().ok();
+    let number = |text: &str| text.parse::<u32>().ok().filter(|id| *id <= ID_MAX);
     let chosen = container.security.run_as_user;
     let uid = match chosen.or_else(|| if user.is_empty() { Some(0) } else { number(user) }) {
         Some(uid) => uid,
@@ -208,14 +262,16 @@ pub fn identity(
             .ok_or_else(|| ProcessError::UnknownUser(user.into()))?,
     };
     if container.security.run_as_non_root && uid == 0 {
-        return Err(ProcessError::Root);
+        return Err(if chosen.is_some() { ProcessError::RootAsked } else { ProcessError::Root });
     }
     let account = accounts().find(|a| a.get(2).and_then(|u| number(u)) == Some(uid));
     let gid = match (container.security.run_as_group, group, chosen) {
         (Some(gid), _, _) => gid,
         (None, Some(group), None) if !group.is_empty() => match number(group) {
             Some(gid) => gid,
-            None => group_id(&groups, group).ok_or_else(|| ProcessError::UnknownGroup(group.into()))?,
+            None => group_id(&groups, group)
+                .and_then(number)
+                .ok_or_else(|| ProcessError::UnknownGroup(group.into()))?,
         },
         _ => account.as_ref().and_then(|a| number(a.get(3)?)).unwrap_or(0),
     };
@@ -229,6 +285,7 @@ pub fn identity(
             supplementary.push(id);
         }
     }
+    supplementary.push(gid);
     supplementary.sort_unstable();
     supplementary.dedup();
     let home = account.as_ref().and_then(|a| a.get(5)).filter(|h| !h.is_empty());
@@ -236,24 +293,31 @@ pub fn identity(
     Ok(Identity { uid, gid, groups: supplementary, home })
 }
 
-fn group_id(groups: &str, name: &str) -> Option<u32> {
+fn group_id<'a>(groups: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    lines.find(|fields| fields.first() == Some(&name))?.get(2)?.parse().ok()
+    lines.find(|fields| fields.first() == Some(&name))?.get(2).copied()
 }
 
 /// A file of the container's root, read inside it; one that is missing, foreign or too large reads as empty.
 fn account_file(root: &Path, path: &str) -> String {
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let Ok(root) = File::open(root) else { return String::new() };
-    let Ok(file) = openat2(&root, path, how) else { return String::new() };
-    let mut bytes = Vec::new();
     // An image without readable accounts has none: names then fail to resolve, numbers still work.
-    match File::from(file).take(ACCOUNT_FILE_BYTES_MAX).read_to_end(&mut bytes) {
-        Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(_) => String::new(),
+    read_inside(root, path).unwrap_or_default()
+}
+
+fn read_inside(root: &Path, path: &str) -> io::Result<String> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let found = File::from(openat2(&File::open(root)?, path, how)?);
+    // To open a device is to use it (a watchdog then resets the board), and an image may carry any device node.
+    if !found.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidData.into());
     }
+    let mut bytes = Vec::new();
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?
+        .take(ACCOUNT_FILE_BYTES_MAX)
+        .read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -261,10 +325,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn stop_signals_are_read_as_docker_writes_them() {
+        let check = |text: &str, expected| assert_eq!(signal_number(text), expected, "{text}");
+        check("SIGTERM", Some(15));
+        check("sigquit", Some(3));
+        check("INT", Some(2));
+        check("9", Some(9));
+        check("SIGRTMIN+3", Some(libc::SIGRTMIN() + 3));
+        check("RTMAX-1", Some(libc::SIGRTMAX() - 1));
+        for nonsense in ["", "0", "-9", "65", "SIGNAL", "SIGRTMIN+99", "SIGRTMIN+99999999999"] {
+            check(nonsense, None);
+        }
+    }
+
+    #[test]
     fn variables_expand_as_in_kubernetes() {
         let known: BTreeMap<String, String> =
             [("A".into(), "1".into()), ("B_C".into(), "x$(A)".into())].into();
-        let check = |text: &str, expected: &str| assert_eq!(expand(text, &known), expected, "{text}");
+        let check = |text: &str, expected: &str| {
+            assert_eq!(expand(text, &known).as_deref(), Some(expected), "{text}")
+        };
         check("", "");
         check("$(A)", "1");
         check("a$(A)b$(B_C)", "a1bx$(A)");
@@ -277,6 +357,35 @@ mod tests {
         check("ü$(A)ß", "ü1ß");
     }
 
+    /// Guards against an agent that built strings of a hundred gigabytes, was killed for it, and began anew.
+    #[test]
+    fn variables_that_multiply_are_refused_before_they_are_built() {
+        let variable = |name: char, value: &str| format!("{{\"name\": \"{name}\", \"value\": \"{value}\"}}");
+        let check = |own: &[String], expected: Option<&str>| {
+            let container = format!(
+                "{{\"name\": \"web\", \"image\": \"i:1\", \"command\": [\"x\"], \"env\": [{}]}}",
+                own.join(", ")
+            );
+            let text = format!(
+                "{{\"metadata\": {{\"name\": \"web\", \"uid\": \"u\"}}, \"spec\": {{\"containers\": [{container}]}}}}"
+            );
+            let pod = PodSpec::from_api(&serde_json::from_str(&text).unwrap()).unwrap();
+            let found = variables(&pod, &pod.containers[0], &PodFacts::default()).map(drop);
+            assert_eq!(found.map_err(|e| e.to_string()).err().as_deref().map(|e| &e[..22]), expected);
+        };
+        let mut bomb = vec![variable('A', &"x".repeat(1000))];
+        bomb.extend(
+            ('B'..='I').zip('A'..).map(|(name, inner)| variable(name, &format!("$({inner})").repeat(10))),
+        );
+        check(&bomb[..3], None);
+        check(&bomb, Some("environment variable D"));
+        // Each is short enough, and all of them are not.
+        let mut many = vec![variable('A', &"x".repeat(100_000))];
+        many.extend(('B'..='Z').chain('a'..='z').chain('A'..='Z').map(|name| variable(name, "$(A)")));
+        check(&many[..50], None);
+        check(&many, Some("environment variable K"));
+    }
+
     #[test]
     fn an_account_file_is_never_read_from_outside_the_root() {
         let root = tempfile::tempdir().unwrap();
@@ -287,5 +396,73 @@ mod tests {
         std::os::unix::fs::symlink("/etc/real", root.path().join("etc/passwd")).unwrap();
         std::fs::write(root.path().join("etc/real"), "in the root").unwrap();
         assert_eq!(account_file(root.path(), "etc/passwd"), "in the root");
+    }
+
+    #[test]
+    fn a_device_in_the_place_of_an_account_file_is_never_opened() {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        let zero = makedev(1, 5);
+        mknod(&root.path().join("etc/passwd"), SFlag::S_IFCHR, Mode::S_IRUSR, zero).unwrap();
+        assert_eq!(account_file(root.path(), "etc/passwd"), "");
+    }
+
+    fn pod(security: &str) -> PodSpec {
+        let text = format!(
+            "{{\"metadata\": {{\"name\": \"web\", \"uid\": \"u\"}}, \"spec\": {{\"securityContext\": {security}, \"containers\": [{{\"name\": \"web\", \"image\": \"i:1\"}}]}}}}"
+        );
+        PodSpec::from_api(&serde_json::from_str(&text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn identities_follow_the_pod_then_the_image_and_never_become_root_unseen() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        let passwd = "root:x:0:0::/root:/bin/sh\nboat:x:1000:1001::/home/boat:/bin/sh\nhigh:x:4294967295:7::/:\nsneaky:x:0:0::/:\n";
+        std::fs::write(root.path().join("etc/passwd"), passwd).unwrap();
+        let group = "root:x:0:\nboat:x:1001:\ncrew:x:2000:boat\nhigh:x:4294967295:boat\n";
+        std::fs::write(root.path().join("etc/group"), group).unwrap();
+        let check = |security: &str, user: &str, expected: Result<(u32, u32, &[u32]), &str>| {
+            let pod = pod(security);
+            let mut image = Config::default();
+            image.set_user(Some(user.into()));
+            let found = identity(&pod, &pod.containers[0], &image, root.path());
+            let found = found.map(|i| (i.uid, i.gid, i.groups)).map_err(|e| e.to_string());
+            let expected =
+                expected.map(|(uid, gid, groups)| (uid, gid, groups.to_vec())).map_err(String::from);
+            match (&found, &expected) {
+                (Err(message), Err(part)) => {
+                    assert!(message.contains(part.as_str()), "{security} {user}: {message}")
+                }
+                _ => assert_eq!(found, expected, "{security} {user}"),
+            }
+        };
+        check("{}", "", Ok((0, 0, &[0])));
+        check("{}", "boat", Ok((1000, 1001, &[1001, 2000])));
+        check("{}", "1000", Ok((1000, 1001, &[1001, 2000])));
+        check("{}", "1000:5", Ok((1000, 5, &[5, 2000])));
+        check("{}", "boat:crew", Ok((1000, 2000, &[2000])));
+        check("{}", "4242", Ok((4242, 0, &[0])));
+        check("{}", "nobody", Err("unable to find user nobody"));
+        check("{}", "boat:nobody", Err("unable to find group nobody"));
+        check(r#"{"runAsUser": 1000, "runAsGroup": 3}"#, "root", Ok((1000, 3, &[3, 2000])));
+        check(
+            r#"{"runAsUser": 7, "supplementalGroups": [9, 8], "fsGroup": 6}"#,
+            "",
+            Ok((7, 0, &[0, 6, 8, 9])),
+        );
+        let strict = r#"{"runAsNonRoot": true}"#;
+        check(strict, "", Err("container has runAsNonRoot and image will run as root"));
+        check(strict, "0", Err("container has runAsNonRoot and image will run as root"));
+        check(strict, "1000", Ok((1000, 1001, &[1001, 2000])));
+        check(strict, "sneaky", Err("non-numeric user (sneaky)"));
+        check(r#"{"runAsNonRoot": true, "runAsUser": 0}"#, "1000", Err("runAsUser breaks non-root policy"));
+        // What setresuid(2) takes for "leave it as it is".
+        check(strict, "4294967295", Err("non-numeric user (4294967295)"));
+        check("{}", "4294967295", Err("unable to find user 4294967295"));
+        check("{}", "high", Err("unable to find user high"));
+        check("{}", "1000:4294967295", Err("unable to find group 4294967295"));
+        check("{}", "1000:high", Err("unable to find group high"));
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! RUN/pods/UID/{net,ipc,uts}   nsfs bind mounts: a namespace lives as long as its file, with no process in it
 //! RUN/pods/UID/shm             tmpfs that the pod's containers share as /dev/shm
-//! RUN/pods/UID/etc/…           hosts, resolv.conf, hostname: on tmpfs, so they cost no flash write
+//! RUN/pods/UID/etc/…           hosts, resolv.conf, hostname: a small tmpfs of their own, since containers may write to them
 //! ```
 //! [`create`] is undone by [`remove`]; both are idempotent. The network inside `net` is `crate::net`'s.
 
@@ -34,6 +34,9 @@ fn failed<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Sandb
 
 /// `/dev/shm` of a pod, as containerd sizes it.
 const SHM_OPTIONS: &str = "mode=1777,size=64m";
+/// The name files cost no flash write, and a container that writes to them for ever fills nothing but this
+/// (CVE-2020-8557): `/run` is the whole board's.
+const ETC_OPTIONS: &str = "mode=0755,size=1m";
 /// The namespace files.
 const NAMES: [(&str, CloneFlags); 3] =
     [("net", CloneFlags::CLONE_NEWNET), ("ipc", CloneFlags::CLONE_NEWIPC), ("uts", CloneFlags::CLONE_NEWUTS)];
@@ -54,24 +57,26 @@ pub fn namespace(layout: &Layout, pod: &PodSpec, name: &str) -> Option<PathBuf> 
     own_namespaces(pod).any(|(own, _)| own == name).then(|| layout.pod_run(&pod.uid).join(name))
 }
 
-/// Makes the namespaces, with the pod's hostname and sysctls in them, and `/dev/shm`. Blocking; idempotent.
-pub fn create(layout: &Layout, pod: &PodSpec) -> Result<(), SandboxError> {
+/// Makes the namespaces, with `hostname` and the pod's sysctls in them, and `/dev/shm`. Blocking; idempotent.
+pub fn create(layout: &Layout, pod: &PodSpec, hostname: &str) -> Result<(), SandboxError> {
     let run = layout.pod_run(&pod.uid);
     fs::create_dir_all(&run).map_err(failed("create", &run))?;
-    let shm = run.join("shm");
-    fs::create_dir_all(&shm).map_err(failed("create", &shm))?;
-    if !is_mount_point(&shm).map_err(failed("look at", &shm))? {
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_OPTIONS))
-            .map_err(io::Error::from)
-            .map_err(failed("mount", &shm))?;
+    for (name, options) in [("shm", SHM_OPTIONS), ("etc", ETC_OPTIONS)] {
+        let dir = run.join(name);
+        fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
+        if !is_mount_point(&dir).map_err(failed("look at", &dir))? {
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some(name), &dir, Some("tmpfs"), flags, Some(options))
+                .map_err(io::Error::from)
+                .map_err(failed("mount", &dir))?;
+        }
     }
     let missing: Vec<_> = own_namespaces(pod).filter(|(name, _)| !is_nsfs(&run.join(name))).collect();
     if missing.is_empty() {
         return Ok(());
     }
     // A namespace belongs to a thread until its file is bound: this thread lives just that long.
-    let make = || bind_fresh_namespaces(&run, &missing, pod);
+    let make = || bind_fresh_namespaces(&run, &missing, pod, hostname);
     std::thread::scope(|scope| scope.spawn(make).join()).expect("the thread does not panic")
 }
 
@@ -79,11 +84,12 @@ fn bind_fresh_namespaces(
     run: &Path,
     missing: &[(&'static str, CloneFlags)],
     pod: &PodSpec,
+    hostname: &str,
 ) -> Result<(), SandboxError> {
     let flags = missing.iter().fold(CloneFlags::empty(), |all, (_, flag)| all | *flag);
     unshare(flags).map_err(io::Error::from).map_err(failed("make namespaces for", run))?;
     if flags.contains(CloneFlags::CLONE_NEWUTS) {
-        nix::unistd::sethostname(&pod.hostname)
+        nix::unistd::sethostname(hostname)
             .map_err(io::Error::from)
             .map_err(failed("set the hostname in", run))?;
     }
@@ -101,7 +107,7 @@ fn bind_fresh_namespaces(
     Ok(())
 }
 
-/// Writes `etc/hosts`, `etc/resolv.conf` and `etc/hostname` below `RUN/pods/UID`. Idempotent; blocking.
+/// Writes `etc/hosts`, `etc/resolv.conf` and `etc/hostname` below `RUN/pods/UID`, after [`create`]. Idempotent; blocking.
 pub fn write_names(
     layout: &Layout,
     pod: &PodSpec,
@@ -109,11 +115,10 @@ pub fn write_names(
     host: &HostNames,
 ) -> Result<(), SandboxError> {
     let etc = layout.pod_run(&pod.uid).join("etc");
-    fs::create_dir_all(&etc).map_err(failed("create", &etc))?;
     let files = [
         ("hosts", names::hosts(pod, ips, host)),
         ("resolv.conf", names::resolv_conf(pod, host)),
-        ("hostname", format!("{}\n", pod.hostname)),
+        ("hostname", names::hostname(pod, host) + "\n"),
     ];
     for (name, text) in files {
         let path = etc.join(name);

@@ -120,6 +120,8 @@ pub struct SpawnShim<'a> {
     pub log_max_bytes: u64,
     /// Log files per instance.
     pub log_max_files: u32,
+    /// The pod's grace, for when the machine goes down; 1 s at least.
+    pub grace: Duration,
     /// The cgroups that it enters before anything else.
     pub cgroup_procs: &'a [PathBuf],
 }
@@ -137,9 +139,11 @@ pub async fn spawn(shim: SpawnShim<'_>) -> Result<(), ShimError> {
     {
         arguments.extend([flag.into(), value.into()]);
     }
-    for (flag, value) in
-        [("--log-max-bytes", shim.log_max_bytes), ("--log-max-files", u64::from(shim.log_max_files))]
-    {
+    for (flag, value) in [
+        ("--log-max-bytes", shim.log_max_bytes),
+        ("--log-max-files", u64::from(shim.log_max_files)),
+        ("--grace-seconds", shim.grace.as_secs().max(1)),
+    ] {
         arguments.extend([flag.into(), value.to_string().into()]);
     }
     arguments.extend(cgroup_arguments(shim.cgroup_procs));

@@ -211,3 +211,18 @@ fn own_code() -> Option<(usize, usize)> {
         (ours && file).then_some((start, end - start))
     })
 }
+
+/// Whether somebody has the file open for writing: the kernel gives a lease on reading only when nobody has
+/// (fcntl(2), `F_SETLEASE`). On a file system without leases, such as NFS, the answer is no. The caller has SIGIO
+/// blocked, which tells of a lease that breaks.
+pub fn is_open_for_writing(file: &std::fs::File) -> bool {
+    use std::os::fd::AsRawFd;
+    // SAFETY: fcntl on an open descriptor with an integer argument; no memory is passed.
+    let lease = |kind: libc::c_int| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
+    if lease(libc::F_RDLCK) == 0 {
+        // One that is not given back ends with the descriptor.
+        lease(libc::F_UNLCK);
+        return false;
+    }
+    io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
+}

@@ -49,7 +49,7 @@ pub fn set_up(layout: &Layout, pod: &PodSpec) -> Result<(), VolumeError> {
             VolumeSource::EmptyDir { medium, size_limit_bytes } => {
                 fs::create_dir_all(&path).map_err(failed)?;
                 if *medium == Medium::Memory && !is_mount_point(&path).map_err(failed)? {
-                    mount_tmpfs(&path, *size_limit_bytes).map_err(failed)?;
+                    mount_tmpfs(&path, tmpfs_bytes(pod, *size_limit_bytes)).map_err(failed)?;
                 }
                 own_empty_dir(&path, pod.security.fs_group).map_err(failed)?;
             }
@@ -92,6 +92,12 @@ pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {
     let here = fs::symlink_metadata(path)?;
     let Some(parent) = path.parent() else { return Ok(true) };
     Ok(here.is_dir() && here.dev() != fs::symlink_metadata(parent)?.dev())
+}
+
+/// Never more than the pod may have of memory: what lies there counts as memory of the pod. Without either limit, the
+/// kernel's default: half of the board's.
+fn tmpfs_bytes(pod: &PodSpec, size_limit_bytes: Option<u64>) -> Option<u64> {
+    [size_limit_bytes, pod.resources.memory_limit_bytes].into_iter().flatten().min()
 }
 
 fn mount_tmpfs(path: &Path, size_limit_bytes: Option<u64>) -> io::Result<()> {

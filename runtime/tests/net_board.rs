@@ -8,7 +8,8 @@ mod net_lab;
 use coracle_pod::spec::Protocol;
 use coracle_runtime::net::{HostPort, NetError, Network};
 use net_lab::{
-    Lab, NODE, OUTSIDE, Pod, config, listen, netns, port, spoof, talk, udp_ask, udp_listen, uid, within,
+    Lab, NODE, OUTSIDE, Pod, config, listen, netns, port, raw_heard, raw_listen, raw_send, spoof, talk,
+    udp_ask, udp_listen, uid, within,
 };
 use std::collections::BTreeSet;
 use std::fs;
@@ -244,4 +245,48 @@ fn two_networks_on_one_machine_do_not_meddle() {
     assert_eq!(lab.census(), before);
     let server = listen(&one.netns, "0.0.0.0:80");
     assert_eq!(talk(&lab.outside, &format!("{NODE}:8080"), &server).as_deref(), Ok(OUTSIDE));
+}
+
+/// With `CAP_NET_RAW`, which containers have by default, a pod could answer for the gateway, or write as another pod.
+#[test]
+fn a_pod_sends_as_itself_only() {
+    let lab = Lab::new();
+    let (thief, victim) = (lab.pod("thief", &[]), lab.pod("victim", &[]));
+    let other = lab.pod("other", &[]);
+    let heard = udp_listen(&victim.netns, "0.0.0.0:90");
+    // As another pod of the same bridge, which no rule for routed packets sees.
+    spoof(&thief.netns, &other.address, &format!("{}:90", victim.address));
+    let asker = udp_listen(&other.netns, "0.0.0.0:0");
+    assert_eq!(
+        udp_ask(&asker, &format!("{}:90", victim.address), &heard).as_deref(),
+        Ok(other.address.as_str())
+    );
+
+    // Frames as a raw socket sends them. An honest one follows each, so that nothing has to be waited for in vain.
+    let own = [0x0a, 0x58, 10, 88, 0, 2];
+    let another = [0x0a, 0x58, 10, 88, 0, 4];
+    let answer = |mac: [u8; 6], address: u8| {
+        let rest = [&[0xff; 6][..], &[10, 88, 0, 3]].concat();
+        [&[0, 1, 8, 0, 6, 4, 0, 2][..], &mac, &[10, 88, 0, address], &rest].concat()
+    };
+    let eavesdropper = raw_listen(&victim.netns);
+    let check = |source: [u8; 6], kind: [u8; 2], packet: Vec<u8>, passes: bool| {
+        let send = |source: [u8; 6], kind: [u8; 2], packet: &[u8], mark: &[u8]| {
+            raw_send(&thief.netns, &[&[0xff; 6][..], &source, &kind, packet, mark].concat());
+        };
+        send(source, kind, &packet, b"a frame to judge");
+        send(own, [8, 6], &answer(own, 2), b"an honest frame");
+        let came = raw_heard(&eavesdropper, b"a frame to judge", b"an honest frame");
+        assert_eq!(came, passes, "{source:x?} {kind:x?} {packet:x?}");
+    };
+    check(own, [8, 6], answer(own, 2), true);
+    check(own, [8, 6], answer(own, 1), false);
+    check(own, [8, 6], answer(another, 2), false);
+    check(another, [8, 6], answer(own, 2), false);
+    // A router advertisement is IPv6, and any protocol may hide in a VLAN.
+    check(own, [0x86, 0xdd], vec![0x60; 40], false);
+    check(own, [0x81, 0x00], vec![0, 1, 8, 0], false);
+    lab.net.reconcile(&["thief", "victim", "other"].map(uid).into()).expect("reconcile");
+    check(own, [8, 6], answer(own, 1), false);
+    check(own, [8, 6], answer(own, 2), true);
 }

@@ -27,7 +27,7 @@ use crate::wire::{Cause, Event, Message, Phase, Reply, Request, Started, WireErr
 use crate::{child, packet};
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::time::{Duration, Instant};
@@ -81,8 +81,19 @@ struct Shim {
     /// The last key or id given.
     keys: u64,
     buffer: Vec<u8>,
-    /// The agent asked for the end.
+    ending: Ending,
+    /// Nothing is left to do.
     done: bool,
+}
+
+/// Whether the shim was told to end by SIGTERM, as every process is when the machine goes down.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    No,
+    /// The containers were told; what still runs then is killed.
+    Until(Instant),
+    /// They were killed; their ends are waited for.
+    Killed,
 }
 
 /// What a polled descriptor belongs to.
@@ -123,6 +134,7 @@ pub fn serve(options: Options, seat: Seat) -> Result<(), StartError> {
         retry: None,
         keys: 0,
         buffer: vec![0; READ_BYTES],
+        ending: Ending::No,
         done: false,
     };
     while !shim.done {
@@ -150,8 +162,38 @@ impl Shim {
         if self.retry.as_ref().is_some_and(|retry| retry.due <= now) {
             self.retry_records();
         }
+        if let Ending::Until(deadline) = self.ending
+            && deadline <= now
+        {
+            self.ending = Ending::Killed;
+            self.signal_all(libc::SIGKILL);
+        }
+        self.done |= self.ending != Ending::No && self.is_idle();
         self.connections.retain(|connection| !connection.lost);
         Ok(())
+    }
+
+    /// SIGTERM: the containers get it too, and the shim ends after the last of them. Their exits are not recorded: they
+    /// did not finish, they were interrupted, as by a power cut. So a pod goes on after the boot also where its policy
+    /// restarts only what failed, and its container ended well when it was told to.
+    fn end(&mut self) {
+        if self.ending == Ending::No {
+            self.ending = Ending::Until(Instant::now() + self.options.grace);
+            self.signal_all(libc::SIGTERM);
+        }
+    }
+
+    fn signal_all(&self, signal: i32) {
+        for pid in self.instances.iter().filter_map(Instance::pid) {
+            // One that has ended meanwhile is reaped in the next turn.
+            drop(sys::kill(pid, signal));
+        }
+    }
+
+    /// Nothing runs, and nothing is being started.
+    fn is_idle(&self) -> bool {
+        self.helpers.is_empty()
+            && self.instances.iter().all(|instance| matches!(instance.phase, Phase::Exited { .. }))
     }
 
     fn sources(&self) -> (Vec<libc::pollfd>, Vec<Source>) {
@@ -184,7 +226,11 @@ impl Shim {
 
     fn timeout(&self) -> Option<Duration> {
         let deadlines = self.helpers.iter().map(|helper| helper.deadline);
-        let next = deadlines.chain(self.retry.as_ref().map(|retry| retry.due)).min()?;
+        let ending = match self.ending {
+            Ending::Until(deadline) => Some(deadline),
+            Ending::No | Ending::Killed => None,
+        };
+        let next = deadlines.chain(self.retry.as_ref().map(|retry| retry.due)).chain(ending).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -205,10 +251,12 @@ impl Shim {
             Source::Helpers => self.advance_helpers(),
             Source::Signals => {
                 // Signals of one kind merge, so what is read says no more than that something ended.
-                let mut drained = [0; 512];
-                while self.signals.read(&mut drained).is_ok_and(|length| length > 0) {}
+                let terminated = sys::drain_signals(&self.signals);
                 self.advance_helpers();
                 self.reap();
+                if terminated {
+                    self.end();
+                }
             }
             Source::Connection(key) => self.receive(key),
             Source::Listener => self.accept(),
@@ -259,6 +307,9 @@ impl Shim {
         match outcome {
             Ok(started) => {
                 instance.phase = Phase::Running(started.clone());
+                if self.ending != Ending::No {
+                    sys::end(started.pid);
+                }
                 self.reply(asker, &Reply::Started(started), &[]);
             }
             Err(refusal) => {
@@ -318,6 +369,11 @@ impl Shim {
         let Phase::Running(started) = instance.phase.clone() else { return };
         instance.drain(&mut self.buffer);
         let report = instance.report(&started, status, finished, &self.boot_id);
+        if self.ending != Ending::No {
+            instance.phase = Phase::Exited { report, recorded: false };
+            instance.end();
+            return;
+        }
         let recorded = report.write(&self.options.data.join("exits").join(&report.instance)).is_ok();
         instance.phase = Phase::Exited { report: report.clone(), recorded };
         instance.end();

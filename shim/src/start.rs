@@ -6,6 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The socket's name below `--run`.
 pub const SOCKET: &str = "shim.sock";
@@ -14,13 +15,16 @@ const BACKLOG: i32 = 8;
 /// Killed last of all: with the shim gone, a whole pod is (`systemd` and `containerd` sit at −999).
 const OOM_SCORE_ADJ: &str = "-998";
 
+/// The default of a pod's `terminationGracePeriodSeconds`.
+const GRACE: Duration = Duration::from_secs(30);
+
 /// A shim that cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The command line is wrong.
     #[error(
         "{0}\nusage: coracle-shim --run DIR --data DIR --logs DIR --helper FILE --log-max-bytes N \
-         --log-max-files N [--cgroup-procs FILE]..."
+         --log-max-files N [--grace-seconds N] [--cgroup-procs FILE]..."
     )]
     Usage(String),
     /// Another shim has the pod.
@@ -59,6 +63,8 @@ pub struct Options {
     pub log_bytes_max: u64,
     /// Log files of one instance, the current one included; at least 1.
     pub log_files_max: u32,
+    /// What containers get between SIGTERM and SIGKILL when the shim itself is told to end by SIGTERM.
+    pub grace: Duration,
     /// `cgroup.procs` of the cgroups that the shim enters before anything else.
     pub cgroup_procs: Vec<PathBuf>,
 }
@@ -72,6 +78,7 @@ impl Options {
         let mut arguments = arguments;
         let (mut run, mut data, mut logs, mut helper) = (None, None, None, None);
         let (mut log_bytes_max, mut log_files_max, mut cgroup_procs) = (None, None, Vec::new());
+        let mut grace = GRACE;
         while let Some(name) = arguments.next() {
             let name = name.to_string_lossy().into_owned();
             let Some(value) = arguments.next() else {
@@ -88,6 +95,7 @@ impl Options {
                 "--helper" => helper = Some(absolute(&name, value)?),
                 "--log-max-bytes" => log_bytes_max = Some(number()?),
                 "--log-max-files" => log_files_max = Some(u32::try_from(number()?).unwrap_or(u32::MAX)),
+                "--grace-seconds" => grace = Duration::from_secs(number()?),
                 "--cgroup-procs" => cgroup_procs.push(absolute(&name, value)?),
                 _ => return Err(StartError::Usage(format!("unknown option {name}"))),
             }
@@ -100,6 +108,7 @@ impl Options {
             helper: helper.ok_or_else(|| missing("--helper"))?,
             log_bytes_max: log_bytes_max.ok_or_else(|| missing("--log-max-bytes"))?,
             log_files_max: log_files_max.ok_or_else(|| missing("--log-max-files"))?,
+            grace,
             cgroup_procs,
         })
     }
@@ -149,7 +158,7 @@ pub fn daemonize(options: &Options) -> Result<Option<Seat>, StartError> {
     sys::become_parent().map_err(StartError::io("prctl"))?;
     let oom_score_adj = lower_oom_score()?;
     let boot_id = read("/proc/sys/kernel/random/boot_id")?;
-    let signals = sys::child_signals().map_err(StartError::io("signalfd"))?;
+    let signals = sys::signal_descriptor().map_err(StartError::io("signalfd"))?;
     let null =
         File::options().read(true).write(true).open("/dev/null").map_err(StartError::io("/dev/null"))?;
     let lock = lock(&options.run)?;

@@ -1,15 +1,19 @@
 //! The system calls of this crate that have no safe form in the standard library: its only `unsafe`.
 
+mod confine;
+
+pub(crate) use confine::confine;
+
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
 
 /// What the shim ignores, and its children must not: `SIG_IGN` survives `execve`.
-const IGNORED: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGPIPE];
+const IGNORED: [libc::c_int; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGPIPE];
 
 /// Descriptors accepted in one control message; what comes beyond is closed by the kernel.
 pub(crate) const FDS_MAX: usize = 4;
@@ -212,17 +216,30 @@ pub(crate) fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::R
     }
 }
 
-/// Blocks SIGCHLD and returns the non-blocking descriptor that reports it instead.
-pub(crate) fn child_signals() -> io::Result<File> {
+/// Blocks SIGCHLD and SIGTERM, and returns the non-blocking descriptor that reports them instead.
+pub(crate) fn signal_descriptor() -> io::Result<File> {
     // SAFETY: `mask` is initialised by `sigemptyset` before use; a non-negative `signalfd` is a new descriptor.
     unsafe {
         let mut mask: libc::sigset_t = zeroed();
         libc::sigemptyset(&raw mut mask);
         libc::sigaddset(&raw mut mask, libc::SIGCHLD);
+        libc::sigaddset(&raw mut mask, libc::SIGTERM);
         check(libc::sigprocmask(libc::SIG_BLOCK, &raw const mask, ptr::null_mut()))?;
         let fd = check(libc::signalfd(-1, &raw const mask, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
         Ok(File::from_raw_fd(fd))
     }
+}
+
+/// Empties the descriptor of [`signal_descriptor`]; whether a SIGTERM was among what it reported.
+pub(crate) fn drain_signals(mut signals: &File) -> bool {
+    // signalfd(2): `struct signalfd_siginfo`, whose first field is the number.
+    const INFO_BYTES: usize = size_of::<libc::signalfd_siginfo>();
+    let (mut buffer, mut terminated) = ([0; INFO_BYTES * 4], false);
+    while let Ok(length @ 1..) = signals.read(&mut buffer) {
+        let numbers = buffer[..length].chunks_exact(INFO_BYTES).filter_map(|info| info.first_chunk::<4>());
+        terminated |= numbers.into_iter().any(|number| u32::from_ne_bytes(*number) == libc::SIGTERM as u32);
+    }
+    terminated
 }
 
 /// Ignores the signals that end a foreground job or a broken pipe.
@@ -455,17 +472,36 @@ pub(crate) fn bind_mount(source: &CStr, target: &CStr) -> io::Result<()> {
         .map(drop)
 }
 
-/// Reaps children for ever: all that a pod's shared pid 1 has to do.
-pub(crate) fn reap_for_ever() -> ! {
+/// Ends this process at once, without unwinding or exit handlers: for a forked child that must not go on.
+pub(crate) fn leave(code: i32) -> ! {
+    // SAFETY: takes no pointer and never returns.
+    unsafe { libc::_exit(code) }
+}
+
+/// Reaps children: all that a pod's shared pid 1 has to do. After a SIGTERM, which the machine sends to every process
+/// when it goes down, it ends once nobody else is in its pid namespace: sooner would kill them all.
+pub(crate) fn reap_until_terminated() -> ! {
+    static LOOK_AGAIN: libc::timespec = libc::timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    let mut terminated = false;
     loop {
-        // SAFETY: `mask` is initialised before use; a null status is allowed.
+        // SAFETY: `mask` is initialised before use; null is allowed for what is not wanted.
         unsafe {
             let mut mask: libc::sigset_t = zeroed();
             libc::sigemptyset(&raw mut mask);
             libc::sigaddset(&raw mut mask, libc::SIGCHLD);
+            libc::sigaddset(&raw mut mask, libc::SIGTERM);
             libc::sigprocmask(libc::SIG_BLOCK, &raw const mask, ptr::null_mut());
-            libc::sigwaitinfo(&raw const mask, ptr::null_mut());
+            // The others' end is no event here: they are not our children.
+            let patience = if terminated { &raw const LOOK_AGAIN } else { ptr::null() };
+            let signal = libc::sigtimedwait(&raw const mask, ptr::null_mut(), patience);
+            terminated |= signal == libc::SIGTERM;
             while libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) > 0 {}
+            // kill(2): -1 is every process but oneself, and ESRCH says that there is none, permitted or not.
+            let alone =
+                libc::kill(-1, 0) < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
+            if terminated && alone {
+                libc::_exit(0);
+            }
         }
     }
 }

@@ -144,7 +144,7 @@ fn the_daemon_is_out_of_its_starters_reach() {
     assert_eq!(fds, ["/dev/null".to_string(), lab.path("run").display().to_string()]);
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(fs::metadata(lab.socket()).unwrap().permissions().mode() & 0o777, 0o600);
-    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGPIPE] {
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGPIPE] {
         kill(Pid::from_raw(pid), signal).unwrap();
     }
     assert_eq!(client.state(), []);
@@ -162,6 +162,30 @@ fn a_shim_ends_when_asked_and_only_when_idle() {
     assert!(!lab.socket().exists());
     // Its lock on the pod's directory goes with the process, a little after its sockets.
     fs::File::open(lab.path("run")).unwrap().lock().unwrap();
+}
+
+/// At a reboot systemd waited 90 s for the shims, which ignored SIGTERM.
+#[test]
+fn a_machine_that_goes_down_gives_containers_their_grace_and_records_no_exit() {
+    let mut lab = Lab::new();
+    lab.grace_seconds = 1;
+    lab.start();
+    let mut client = lab.client();
+    for (name, trap) in [("polite.0", "echo bye; exit 0"), ("deaf.0", "")] {
+        let script = format!("trap '{trap}' TERM; read x; echo up; while :; do sleep 0.1; done");
+        client.run(Run { stdin: true, ..lab.bundle(name, &script, "") });
+        let mut attached = client.attach(name);
+        attached.write("\n");
+        assert_eq!(attached.read_line(), "up\n");
+    }
+    kill(Pid::from_raw(client.shim_pid()), Signal::SIGTERM).unwrap();
+    let refused = client.cause(&Request::Run(lab.bundle("late.0", "exit 0", "")), &[]);
+    assert_eq!(refused, Cause::Busy);
+    assert!(client.receive().is_none(), "the shim ends, and tells of no exit");
+    fs::File::open(lab.path("run")).unwrap().lock().unwrap();
+    assert_eq!(lab.log("polite.0"), ["stdout F up", "stdout F bye"]);
+    assert_eq!((lab.record("polite.0"), lab.record("deaf.0")), (None, None));
+    assert!(!lab.socket().exists());
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub struct Board {
     agent: Option<Child>,
     /// Holds the network namespace while the agent restarts.
     netns: Option<File>,
+    /// Each start of the agent is in a new mount namespace whose `/sys` shows no cgroups.
+    own_mounts: bool,
 }
 
 impl Board {
@@ -57,7 +59,13 @@ impl Board {
             .write_oci_archive(&preload.join("busybox.tar"))?;
         crate::image::Image::web("example.test/web:1")?.write_docker_archive(&preload.join("web.tar"))?;
         fs::write(dir.path().join("config.toml"), format!("name = \"{name}\"\n{config}\n"))?;
-        Ok(Board { dir, name, agent: None, netns: None })
+        Ok(Board { dir, name, agent: None, netns: None, own_mounts: false })
+    }
+
+    /// From now on the agent is started as `ip netns exec` starts a program: in a new mount namespace, with a new
+    /// `/sys` over the one that holds the cgroups.
+    pub fn own_mounts(&mut self) {
+        self.own_mounts = true;
     }
 
     /// The board's network namespace.
@@ -140,7 +148,14 @@ impl Board {
     /// Starts the agent, in the board's network namespace if it has one already, and waits until it answers.
     pub fn start_agent(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.dir.path().join("agent.log"))?;
-        let mut command = Command::new(binary("coracle")?);
+        let mut command = if self.own_mounts {
+            let mut command = Command::new("unshare");
+            let script = "umount -l /sys && mount -t sysfs sysfs /sys && exec \"$0\" \"$@\"";
+            command.args(["--mount", "sh", "-c", script]).arg(binary("coracle")?);
+            command
+        } else {
+            Command::new(binary("coracle")?)
+        };
         command
             .arg("--root")
             .arg(self.root())
@@ -236,6 +251,13 @@ impl Board {
             .args(arguments)
             .stdin(Stdio::null())
             .output()?)
+    }
+
+    /// `coracle image import` of an image made for one test.
+    pub fn import(&self, image: &crate::image::Image) -> Result<()> {
+        let archive = self.dir.path().join("import.tar");
+        image.write_oci_archive(&archive)?;
+        self.run(&["image", "import", archive.to_str().context("a path in UTF-8")?]).map(drop)
     }
 
     /// As [`Board::coracle`]; what it printed, or an error with what it said.

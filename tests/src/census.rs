@@ -46,8 +46,9 @@ pub fn count(name: &str, root: &Path, netns: &File) -> Result<Census> {
     let mut found = Census {
         mounts: mounts_below(root)?
             .into_iter()
+            // The agent's own, which stay for the next agent.
+            .filter(|p| *p != root.join("run") && !p.ends_with("rt/coracle"))
             .map(|p| p.display().to_string())
-            .filter(|p| !p.ends_with("/rt/coracle"))
             .collect(),
         cgroups: dirs.iter().filter(|d| is_of_a_pod(d)).map(|d| d.display().to_string()).collect(),
         links,

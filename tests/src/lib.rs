@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod census;
 pub mod image;
+pub mod manifest;
 pub mod registry;
 mod sys;
 pub mod tree;

@@ -14,6 +14,13 @@ pub(crate) fn own_network(command: &mut Command) {
     unsafe { command.pre_exec(enter) };
 }
 
+/// Ends the child with the thread that starts it, also when that is killed. prctl(2), PR_SET_PDEATHSIG.
+pub(crate) fn die_with_us(command: &mut Command) {
+    let bind = || nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(io::Error::from);
+    // SAFETY: between fork and exec the closure makes one system call: no allocation, no lock.
+    unsafe { command.pre_exec(bind) };
+}
+
 /// netdevice(7): SIOCSIFFLAGS on `lo`.
 fn loopback_up() -> io::Result<()> {
     // SAFETY: all zeroes is a valid `ifreq`; the socket is closed before the function ends.

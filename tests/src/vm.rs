@@ -257,6 +257,7 @@ impl Machine {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(File::create(dir.path().join("qemu.log"))?);
+        crate::sys::die_with_us(&mut command);
         let mut qemu =
             command.spawn().context("run qemu (apt-get install qemu-system-arm qemu-system-x86)")?;
         let until = Instant::now() + DEADLINE;

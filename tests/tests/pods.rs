@@ -1,29 +1,7 @@
 //! Pods on a real board: real agent, shim, helper, namespaces, cgroups, network.
 
 use coracle_tests::agent::Board;
-use serde_json::Value;
-
-fn running(pod: &Value) -> bool {
-    pod["status"]["phase"] == "Running" && condition(pod, "Ready")
-}
-
-fn condition(pod: &Value, kind: &str) -> bool {
-    let conditions = pod["status"]["conditions"].as_array();
-    conditions.into_iter().flatten().any(|c| c["type"] == kind && c["status"] == "True")
-}
-
-fn restarts(pod: &Value) -> u64 {
-    pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or(0)
-}
-
-/// A pod of one busybox container that runs `script`; `more` goes into its spec.
-fn pod(name: &str, script: &str, more: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n{more}  containers:\n  - name: main\n    image: example.test/busybox:1\n    command: [sh, -c, {script:?}]\n"
-    )
-}
-
-const SLEEP: &str = "trap 'exit 0' TERM; echo up; while :; do sleep 1; done";
+use coracle_tests::manifest::{SLEEP, condition, ended, first, pod, restarts, running};
 
 #[test]
 fn a_manifest_becomes_a_running_pod_and_its_removal_leaves_nothing() {
@@ -77,6 +55,13 @@ fn a_manifest_becomes_a_running_pod_and_its_removal_leaves_nothing() {
     assert_eq!(board.census().expect("counted"), before);
 }
 
+/// As RFC 3339 has it, in whole seconds, as statuses are.
+fn now() -> String {
+    let date =
+        std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]).output().expect("date runs");
+    String::from_utf8(date.stdout).expect("text").trim().into()
+}
+
 const WEB: &str = r#"
 apiVersion: v1
 kind: Pod
@@ -98,6 +83,7 @@ spec:
     image: example.test/web:1
     resources: {limits: {memory: 64Mi, cpu: 500m}, requests: {memory: 32Mi, cpu: 100m}}
     ports: [{containerPort: 80, hostPort: 8080}]
+    startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1}
     readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
   - name: side
     image: example.test/busybox:1
@@ -110,23 +96,37 @@ spec:
 fn containers_outlive_a_killed_agent_and_are_adopted() {
     let mut board = Board::start("").expect("a board");
     board.apply(&pod("stay", SLEEP, "")).expect("applied");
-    board.apply(&pod("quit", "echo quitting; sleep 2; exit 3", "  restartPolicy: Never\n")).expect("applied");
+    let count = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); usleep 1000; done; exit 3";
+    let quit = pod("quit", count, "  restartPolicy: Never\n");
+    board.apply(&(quit + "    terminationMessagePolicy: FallbackToLogsOnError\n")).expect("applied");
     let before = board.wait("stay", "running", running).expect("runs");
-    board.wait("quit", "running", running).expect("runs");
+    let quit = board.wait("quit", "running", running).expect("runs");
     let pid = |board: &Board| {
         board.run(&["exec", "stay", "--", "sh", "-c", "cut -d' ' -f22 /proc/1/stat"]).expect("runs")
     };
     let started = pid(&board);
     board.kill_agent().expect("killed");
+    // It ends while there is no agent: all that is left of its end is the shim's record.
+    let record =
+        board.root().join("pods").join(quit["metadata"]["uid"].as_str().expect("a uid")).join("exits/main.0");
+    let until = std::time::Instant::now() + coracle_tests::agent::deadline();
+    while !record.exists() {
+        assert!(std::time::Instant::now() < until, "the shim writes no record");
+        std::thread::yield_now();
+    }
+    let back = now();
     board.start_agent().expect("starts again");
-    // What ended meanwhile, or ends now, is known with its code.
-    let quit = board.wait("quit", "failed", |p| p["status"]["phase"] == "Failed").expect("known");
-    assert_eq!(quit["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 3);
+    let quit = board.wait("quit", "failed", ended).expect("known");
+    let terminated = &first(&quit)["state"]["terminated"];
+    assert_eq!(terminated["exitCode"], 3);
+    assert!(terminated["message"].as_str().is_some_and(|m| m.ends_with("line 399\n")), "{terminated:#}");
+    assert!(terminated["finishedAt"].as_str().is_some_and(|at| at <= back.as_str()), "{terminated:#}");
+    let expected: String = (0..400).map(|n| format!("line {n}\n")).collect();
+    assert_eq!(board.run(&["logs", "quit"]).expect("logs"), expected, "no line is lost");
     let after = board.wait("stay", "running", running).expect("runs on");
     assert_eq!(before["metadata"]["uid"], after["metadata"]["uid"]);
     assert_eq!(restarts(&after), 0);
     assert_eq!(pid(&board), started, "the very same process");
-    assert!(board.run(&["logs", "quit"]).expect("logs").contains("quitting"));
     board.stop_agent().expect("stops cleanly");
     board.start_agent().expect("starts again");
     assert_eq!(pid(&board), started, "a stop of the agent stops no pod either");
@@ -158,12 +158,17 @@ fn a_board_without_a_network_comes_back_after_a_power_cut() {
     let mut board = Board::start("").expect("a board");
     board.apply(&pod("boat", SLEEP, "")).expect("applied");
     board.manifest("m.yaml", &pod("crew", SLEEP, "")).expect("written");
-    for name in ["boat", "crew"] {
+    // What an init container put into memory is gone as well, so it is to do it again.
+    let init = "  volumes: [{name: m, emptyDir: {medium: Memory}}]\n  initContainers: [{name: prepare, image: 'example.test/busybox:1', command: [touch, /m/ready], volumeMounts: [{name: m, mountPath: /m}]}]\n";
+    let needs = pod("needs", &format!("test -e /m/ready || exit 1; {SLEEP}"), init)
+        + "    volumeMounts: [{name: m, mountPath: /m}]\n";
+    board.apply(&needs).expect("applied");
+    for name in ["boat", "crew", "needs"] {
         board.wait(name, "running", running).expect("runs");
     }
     board.power_cycle().expect("off");
     board.start_agent().expect("on");
-    for name in ["boat", "crew"] {
+    for name in ["boat", "crew", "needs"] {
         let back = board.wait(name, "running again", |p| running(p) && restarts(p) == 1).expect("comes back");
         let last = &back["status"]["containerStatuses"][0]["lastState"]["terminated"];
         assert_eq!(last["exitCode"], 137, "{back:#}");
@@ -200,6 +205,11 @@ fn exits_reasons_and_restarts_follow_the_policy() {
     assert_eq!(restarts(&crashed), 1, "the first restart is at once");
     assert!(board.run(&["logs", "crash", "--previous"]).expect("previous").contains("attempt"));
     assert!(board.run(&["ps"]).expect("lists").contains("CrashLoopBackOff"));
+    let described = board.run(&["describe", "crash"]).expect("describes");
+    assert!(
+        described.contains("Back-off restarting failed container main in pod crash_default("),
+        "{described}"
+    );
 }
 
 #[test]
@@ -212,6 +222,27 @@ fn limits_hold_and_an_oom_kill_is_told() {
         seen["status"]["containerStatuses"][0]["state"]["terminated"]["reason"], "OOMKilled",
         "{seen:#}"
     );
+}
+
+/// Usage of pods wherever there are cgroups; pressure of the machine where the kernel accounts for it, of pods on v2.
+#[test]
+fn usage_and_pressure_are_told() {
+    let board = Board::start("").expect("a board");
+    board.apply(&pod("busy", "echo up; while :; do :; done", "")).expect("applied");
+    board.wait("busy", "running", running).expect("runs");
+    let summary = board.get("/stats/summary").expect("a summary");
+    let busy = &summary["pods"][0];
+    assert_eq!(busy["podRef"]["name"], "busy", "{summary}");
+    for (resource, figure) in [("cpu", "usageCoreNanoSeconds"), ("memory", "workingSetBytes")] {
+        assert!(busy[resource][figure].as_u64().is_some_and(|n| n > 0), "{resource}: {summary}");
+    }
+    let told = |of: &serde_json::Value| {
+        of["memory"]["psi"]["some"]["total"].is_u64() && of["io"]["psi"]["full"]["avg300"].is_f64()
+    };
+    let kept = std::path::Path::new("/proc/pressure/memory").exists();
+    assert_eq!(told(&summary["node"]), kept, "{summary}");
+    let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    assert_eq!(told(busy), kept && v2, "{summary}");
 }
 
 #[test]
@@ -313,6 +344,10 @@ fn bad_input_is_one_clear_line_and_harms_no_other_pod() {
         "no matches for kind \"Deployment\"",
     );
     board.manifest("broken.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: [").expect("written");
+    let until = std::time::Instant::now() + coracle_tests::agent::deadline();
+    while !board.get_text("/events").expect("events").contains("broken.yaml: error parsing manifest") {
+        assert!(std::time::Instant::now() < until, "a broken manifest has no event: {}", board.log());
+    }
     let waiting = |name: &str, text: &str, reason: &str| {
         board.apply(text).expect("applied");
         let seen = board.wait(name, reason, |p| {
@@ -398,6 +433,8 @@ fn a_full_disk_is_told_and_harms_no_running_pod() {
     board.fill_disk().expect("filled");
     let full = board.apply(&pod("late", SLEEP, "")).expect_err("nothing can be stored").to_string();
     assert!(full.contains("No space left on device") || full.contains("not stored"), "{full}");
+    let events = board.get_text("/events").expect("events");
+    assert!(events.contains("StoreWriteFailed") && events.contains("pods run on"), "{events}");
     let archive = board.root().join("preload/web.tar");
     let import = board.coracle(&["image", "import", archive.to_str().expect("UTF-8")]).expect("runs");
     assert!(

@@ -1,4 +1,4 @@
-//! cgroup v2 under systemd: the end-to-end tests of `tests/tests/pods.rs` once more, inside a machine that has it.
+//! cgroup v2 under systemd: the end-to-end tests of pods once more, inside a machine that has it.
 
 use coracle_tests::vm::{Arch, Base, Machine};
 use std::fs;
@@ -18,6 +18,8 @@ fn test_program(name: &str) -> PathBuf {
     found.filter(|path| is_ours(path)).max_by_key(|path| age(path)).expect("cargo test --no-run builds it")
 }
 
+const SUITES: [&str; 3] = ["pods", "features", "hostile"];
+
 #[test]
 fn pods_run_on_cgroup_v2_as_they_do_on_v1() {
     let share = tempfile::tempdir().expect("a directory");
@@ -25,11 +27,16 @@ fn pods_run_on_cgroup_v2_as_they_do_on_v1() {
         let from = coracle_tests::agent::binary(name).expect("built");
         fs::copy(from, share.path().join(name)).expect("copied");
     }
-    fs::copy(test_program("pods"), share.path().join("pods")).expect("copied");
+    for suite in SUITES {
+        fs::copy(test_program(suite), share.path().join(suite)).expect("copied");
+    }
     let base = Base::of(Arch::Amd64).expect("an image");
     let mut machine = Machine::warm(&base, share.path()).expect("a machine");
-    let said = machine
-        .sh("cp -r /host/. /root && cd /root && CORACLE_BIN_DIR=/root CORACLE_TEST_SLOWNESS=10 ./pods --test-threads=2 2>&1")
-        .expect("every test passes");
-    println!("{said}");
+    machine.sh("cp -r /host/. /root").expect("copied");
+    for suite in SUITES {
+        let run = format!(
+            "cd /root && CORACLE_BIN_DIR=/root CORACLE_TEST_SLOWNESS=10 ./{suite} --test-threads=2 2>&1"
+        );
+        println!("{}", machine.sh(&run).expect("every test passes"));
+    }
 }

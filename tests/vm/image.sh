@@ -30,6 +30,13 @@ if [ -f "$dir/base.img" ]; then echo "$dir"; exit 0; fi
 exec 3>&1 1>&2
 [ "$(id -u)" = 0 ] || die "run as root: it makes a root file system"
 
+work= registered=
+clean() {
+    [ -z "$registered" ] || echo -1 > "$registered"
+    [ -z "$work" ] || rm -rf "$work"
+}
+trap clean EXIT
+
 need() { # PACKAGE…
     local missing=() p
     for p; do dpkg -s "$p" >/dev/null 2>&1 || missing+=("$p"); done
@@ -43,7 +50,7 @@ if [ -n "$user" ]; then
     [ -e $formats/register ] || mount -t binfmt_misc binfmt_misc $formats
     if [ ! -e $formats/qemu-$user ]; then
         cat "/usr/lib/binfmt.d/qemu-$user.conf" > $formats/register
-        trap 'echo -1 > $formats/qemu-$user' EXIT
+        registered=$formats/qemu-$user
     fi
 fi
 mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -v -- -security | head -1)

@@ -16,7 +16,7 @@ fn a_board_installs_runs_reboots_upgrades_and_forgets() {
     let kit = Kit::new().expect("packages and a machine");
     let disk = kit.base.disk().expect("a disk");
     let mut machine = kit.boot(&disk, &Boot::default()).expect("boots");
-    let files = "find / -xdev \\( -path /run -o -path /root -o -path /tmp \\) -prune -o -print | sort";
+    let files = "find / -xdev \\( -path /run -o -path /root -o -path /tmp -o -path /var/tmp \\) -prune -o -print | sort";
     machine.sh(&format!("{files} > /root/files; getent passwd > /root/passwd")).expect("counted");
     // The image comes by the preload directory, the pod by a manifest file.
     machine
@@ -69,7 +69,7 @@ fn a_board_installs_runs_reboots_upgrades_and_forgets() {
 fn the_tarball_installs_verifies_and_uninstalls() {
     let kit = Kit::new().expect("packages and a machine");
     let mut machine = kit.bare().expect("a machine");
-    let files = "find / -xdev \\( -path /run -o -path /root -o -path /tmp \\) -prune -o -print | sort";
+    let files = "find / -xdev \\( -path /run -o -path /root -o -path /tmp -o -path /var/tmp \\) -prune -o -print | sort";
     machine.sh(&format!("{files} > /root/files; getent passwd > /root/passwd")).expect("counted");
     machine.sh("cd /root && tar -xzf /host/coracle.tar.gz && mv coracle-* c").expect("unpacked");
     let damaged = machine

@@ -14,7 +14,7 @@ fn stop_restart_crash_and_hang_of_the_agent_leave_every_pod_running() {
     let kit = Kit::new().expect("packages and a machine");
     let mut machine = kit.installed().expect("a machine");
     machine
-        .sh("systemd-analyze verify coracle.service coracle.slice 2>&1 | grep -i coracle && exit 1 || true")
+        .sh("systemd-analyze verify --man=no coracle.service coracle.slice 2>&1 | grep -i coracle && exit 1 || true")
         .expect("no complaint");
     machine
         .sh(&format!("coracle apply -f - <<'YAML'\n{}---\n{}\nYAML", counter("a"), counter("b")))
@@ -42,7 +42,7 @@ fn stop_restart_crash_and_hang_of_the_agent_leave_every_pod_running() {
         assert_eq!(after, before, "{what}");
     }
     let outside = machine
-        .sh("systemctl show -P ControlGroup coracle; ls /sys/fs/cgroup/coracle.slice/shims | wc -l; cat /sys/fs/cgroup/coracle.slice/coracle.service/cgroup.procs | wc -l")
+        .sh("systemctl show -P ControlGroup coracle; find /sys/fs/cgroup/coracle.slice/shims -mindepth 1 -type d | wc -l; cat /sys/fs/cgroup/coracle.slice/coracle.service/cgroup.procs | wc -l")
         .expect("counted");
     assert_eq!(outside.split_whitespace().collect::<Vec<_>>(), ["/coracle.slice/coracle.service", "2", "1"]);
     // Structured: the pod is a field, not prose.
@@ -117,7 +117,9 @@ fn under_memory_pressure_the_pod_that_exceeds_its_request_is_evicted() {
         .expect("configured");
     let hog = "apiVersion: v1\nkind: Pod\nmetadata: {name: hog}\nspec:\n  terminationGracePeriodSeconds: 1\n  volumes: [{name: m, emptyDir: {medium: Memory}}]\n  containers:\n  - name: main\n    image: example.test/busybox:1\n    imagePullPolicy: IfNotPresent\n    volumeMounts: [{name: m, mountPath: /m}]\n    resources: {requests: {memory: 5Mi}, limits: {memory: 64Mi}}\n    command: [sh, -c, 'n=0; while :; do dd if=/dev/zero of=/m/$n bs=64k count=1 2>/dev/null; n=$((n+1)); done']\n";
     let modest = counter("modest").replace("command:", "resources: {requests: {memory: 40Mi}}, command:");
-    machine.sh(&format!("coracle apply -f - <<'YAML'\n{modest}---\n{hog}\nYAML")).expect("applied");
+    machine.sh(&format!("coracle apply -f - <<'YAML'\n{modest}\nYAML")).expect("applied");
+    wait_running(&mut machine, &["modest"]).expect("runs");
+    machine.sh(&format!("coracle apply -f - <<'YAML'\n{hog}\nYAML")).expect("applied");
     let pods = wait(&mut machine, "hog is evicted", |pods| {
         pods.iter().any(|p| name(p) == "hog" && p["status"]["reason"] == "Evicted")
     })

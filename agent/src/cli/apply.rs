@@ -1,57 +1,141 @@
 //! `apply` and `delete`.
 
-use super::client::{Client, encode};
+use super::client::{Client, ServerError, encode};
+use super::pods::{all, names as bare_names};
 use super::table;
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use coracle_api::manifest;
 use hyper::Method;
-use std::io::Read;
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-pub(super) async fn apply(client: &Client, files: &[PathBuf]) -> Result<()> {
-    for file in files {
-        let body = read(file)?;
-        let answer = client
-            .object(Method::POST, "/coracle/v1/apply", body)
-            .await
-            .with_context(|| format!("{}", file.display()))?;
-        let items = answer["items"].as_array().cloned().unwrap_or_default();
-        if items.is_empty() {
-            bail!("no objects passed to apply: {} holds no pod", file.display());
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// Pod names.
+    #[arg(value_name = "NAME", required_unless_present_any = ["filename", "all"])]
+    names: Vec<String>,
+    /// Manifest file, directory of them, or - for standard input.
+    #[arg(short, long)]
+    filename: Vec<PathBuf>,
+    /// Every pod of the namespace that `coracle apply` made.
+    #[arg(long, conflicts_with_all = ["names", "filename"])]
+    all: bool,
+    /// Namespace of the names.
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Seconds before SIGKILL; the pod's own by default.
+    #[arg(long, allow_negative_numbers = true)]
+    grace_period: Option<i64>,
+    /// As --grace-period=1.
+    #[arg(long, conflicts_with = "grace_period")]
+    now: bool,
+    /// As --grace-period=0, unless another is given.
+    #[arg(long)]
+    force: bool,
+    /// A pod that is not there is no error.
+    #[arg(long)]
+    ignore_not_found: bool,
+    /// Return once the pod is gone, or at once.
+    #[arg(long, default_value_t = true, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
+    wait: bool,
+    /// As --wait=false.
+    #[arg(long, hide = true)]
+    no_wait: bool,
+}
+
+pub(super) async fn apply(client: &Client, places: &[PathBuf]) -> Result<()> {
+    let mut failed = None;
+    for file in files(places)? {
+        let applied = apply_file(client, &file).await;
+        // One file that is wrong does not keep the others from being applied.
+        if let Err(error) = applied
+            && let Some(earlier) = failed.replace(error)
+        {
+            writeln!(std::io::stderr(), "{earlier:#}")?;
         }
-        for item in items {
-            let word = |key: &str| item[key].as_str().unwrap_or_default().to_string();
-            table::print(&format!("pod/{} {}\n", word("name"), word("outcome")))?;
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+async fn apply_file(client: &Client, file: &Path) -> Result<()> {
+    let body = read(file)?;
+    let answer = match client.object(Method::POST, "/coracle/v1/apply", body).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            let refused = error.downcast::<ServerError>()?;
+            let message = match refused.reason.as_str() {
+                "Invalid" => refused.message,
+                _ => format!("error when applying {:?}: {}", file.display().to_string(), refused.message),
+            };
+            return Err(ServerError { reason: refused.reason, message }.into());
         }
+    };
+    let items = answer["items"].as_array().cloned().unwrap_or_default();
+    if items.is_empty() {
+        bail!("no objects passed to apply: {} holds no pod", file.display());
+    }
+    for item in items {
+        let word = |key: &str| item[key].as_str().unwrap_or_default().to_string();
+        table::print(&format!("pod/{} {}\n", word("name"), word("outcome")))?;
     }
     Ok(())
 }
 
-pub(super) async fn delete(
-    client: &Client,
-    names: &[String],
-    files: &[PathBuf],
-    namespace: &str,
-    grace: Option<i64>,
-    wait: bool,
-) -> Result<()> {
-    let bare = |name: &String| name.strip_prefix("pod/").unwrap_or(name).to_string();
-    let mut targets: Vec<(String, String)> = names.iter().map(|n| (namespace.to_string(), bare(n))).collect();
-    for file in files {
-        for pod in manifest::pods(&read(file)?).with_context(|| format!("{}", file.display()))? {
+pub(super) async fn delete(client: &Client, delete: &Delete) -> Result<()> {
+    let named = bare_names(&delete.names)?;
+    let mut targets: Vec<(String, String)> =
+        named.into_iter().map(|n| (delete.namespace.clone(), n)).collect();
+    for file in files(&delete.filename)? {
+        for pod in manifest::pods(&read(&file)?).with_context(|| format!("{}", file.display()))? {
             let namespace = pod.metadata.namespace.unwrap_or_else(|| "default".into());
             targets.push((namespace, pod.metadata.name.unwrap_or_default()));
         }
     }
-    let mut uids = Vec::new();
+    if delete.all {
+        for pod in all(client).await? {
+            let annotations = pod.metadata.annotations.unwrap_or_default();
+            let applied =
+                annotations.get("kubernetes.io/config.source").is_some_and(|source| source == "api");
+            if applied && pod.metadata.namespace.as_deref() == Some(&delete.namespace) {
+                targets.push((delete.namespace.clone(), pod.metadata.name.unwrap_or_default()));
+            }
+        }
+        if targets.is_empty() {
+            writeln!(std::io::stderr(), "No resources found")?;
+        }
+    }
+    let grace = match delete.grace_period {
+        _ if delete.now => Some(1),
+        None if delete.force => Some(0),
+        // kubectl's word for the pod's own.
+        Some(negative) if negative < 0 => None,
+        given => given,
+    };
+    let (mut uids, mut failed) = (Vec::new(), None);
     for (namespace, name) in &targets {
         let query = grace.map(|g| format!("?gracePeriodSeconds={g}")).unwrap_or_default();
         let path = format!("/api/v1/namespaces/{}/pods/{}{query}", encode(namespace), encode(name));
-        let pod = client.object(Method::DELETE, &path, Vec::new()).await?;
-        table::print(&format!("pod \"{name}\" deleted\n"))?;
-        uids.extend(pod["metadata"]["uid"].as_str().map(String::from));
+        match client.object(Method::DELETE, &path, Vec::new()).await {
+            Ok(pod) => {
+                table::print(&format!("pod \"{name}\" deleted\n"))?;
+                uids.extend(pod["metadata"]["uid"].as_str().map(String::from));
+            }
+            Err(error) => {
+                let refused = error.downcast::<ServerError>()?;
+                if !(delete.ignore_not_found && refused.reason == "NotFound")
+                    && let Some(earlier) = failed.replace(refused)
+                {
+                    writeln!(std::io::stderr(), "{earlier}")?;
+                }
+            }
+        }
     }
-    if wait { gone(client, uids).await } else { Ok(()) }
+    if delete.wait && !delete.no_wait {
+        gone(client, uids).await?;
+    }
+    failed.map_or(Ok(()), |refused| Err(refused.into()))
 }
 
 /// Follows the watch until none of `uids` is there any more.
@@ -86,6 +170,30 @@ async fn gone(client: &Client, mut uids: Vec<String>) -> Result<()> {
             Ok(!uids.is_empty())
         })
         .await
+}
+
+/// The files that are meant: a directory stands for the manifests in it, by name.
+fn files(places: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for place in places {
+        if !place.is_dir() {
+            files.push(place.clone());
+            continue;
+        }
+        let mut found = BTreeSet::new();
+        for entry in std::fs::read_dir(place).with_context(|| format!("{}", place.display()))? {
+            let path = entry?.path();
+            let known = path.extension().is_some_and(|end| ["yaml", "yml", "json"].iter().any(|k| end == *k));
+            if known && path.is_file() {
+                found.insert(path);
+            }
+        }
+        if found.is_empty() {
+            bail!("error reading [{}]: recognized file extensions are [.json .yaml .yml]", place.display());
+        }
+        files.extend(found);
+    }
+    Ok(files)
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {

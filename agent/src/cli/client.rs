@@ -12,6 +12,33 @@ use tokio::net::UnixStream;
 /// Bytes of an answer that is read whole.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
+const CLOSED: &str = "the agent closed the connection";
+
+/// A `Status` that the agent answered with, in kubectl's words.
+#[derive(Debug, thiserror::Error)]
+pub(crate) struct ServerError {
+    /// `Status.reason`.
+    pub reason: String,
+    /// `Status.message`.
+    pub message: String,
+}
+
+impl ServerError {
+    pub(crate) fn of(status: &Value) -> Option<ServerError> {
+        let text = |key: &str| status[key].as_str().map(String::from);
+        Some(ServerError { reason: text("reason")?, message: text("message")? })
+    }
+}
+
+impl std::fmt::Display for ServerError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.reason.as_str() {
+            "Invalid" => write!(f, "The {}", self.message),
+            reason => write!(f, "Error from server ({reason}): {}", self.message),
+        }
+    }
+}
+
 /// The agent of one root directory.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -27,7 +54,9 @@ impl Client {
         UnixStream::connect(&self.socket).await.map_err(|error| {
             let hint = match error.kind() {
                 std::io::ErrorKind::PermissionDenied => "only root may talk to the agent; try sudo",
-                _ => "is the agent running? (systemctl status coracle, or: coracle agent)",
+                _ => {
+                    "is it running? Start one with coracle agent, see systemctl status coracle, or name another's --root"
+                }
             };
             anyhow::anyhow!("cannot reach the agent at {}: {error}: {hint}", self.socket.display())
         })
@@ -41,16 +70,16 @@ impl Client {
         tokio::spawn(async move { connection.await.map_err(|error| tracing::debug!(%error, "connection")) });
         let request = Request::builder().method(method).uri(path).header("host", "localhost");
         let response = sender.send_request(request.body(Full::new(Bytes::from(body)))?).await;
-        let response = response.context("the agent closed the connection")?;
+        let response = response.context(CLOSED)?;
         if response.status().is_success() {
             return Ok(response);
         }
         let code = response.status();
         let bytes = read(response).await?;
         let status: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        match (status["reason"].as_str(), status["message"].as_str()) {
-            (Some(reason), Some(message)) => bail!("Error from server ({reason}): {message}"),
-            _ => bail!("Error from server: {code} {}", String::from_utf8_lossy(&bytes)),
+        match ServerError::of(&status) {
+            Some(refused) => Err(refused.into()),
+            None => bail!("the agent answered {code}: {}", String::from_utf8_lossy(&bytes)),
         }
     }
 
@@ -63,6 +92,22 @@ impl Client {
         Ok(serde_json::from_slice(&read(response).await?)?)
     }
 
+    /// Calls `chunk` with an answer's bytes as they come.
+    pub(crate) async fn chunks(
+        &self,
+        method: Method,
+        path: &str,
+        chunk: impl Fn(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut body = self.send(method, path, Vec::new()).await?.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.context(CLOSED)?.into_data() {
+                chunk(&data)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `line` with each line of an endless answer, until it says stop or the answer ends.
     pub(crate) async fn lines(
         &self,
@@ -73,7 +118,7 @@ impl Client {
         let mut body = self.send(method, path, Vec::new()).await?.into_body();
         let mut rest: Vec<u8> = Vec::new();
         while let Some(frame) = body.frame().await {
-            let Ok(data) = frame?.into_data() else { continue };
+            let Ok(data) = frame.context(CLOSED)?.into_data() else { continue };
             rest.extend_from_slice(&data);
             while let Some(end) = rest.iter().position(|b| *b == b'\n') {
                 let whole: Vec<u8> = rest.drain(..=end).collect();

@@ -1,9 +1,10 @@
 //! `coracle exec`: a WebSocket client of the node API, with the command's exit code as its own.
 
-use super::PodName;
-use super::client::{Client, encode};
+use super::client::{Client, ServerError, encode};
+use super::pods::{default_container, one, one_name};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use clap::Args;
 use coracle_runtime::terminal;
 use futures_util::{SinkExt, StreamExt};
 use std::io::{IsTerminal, Write};
@@ -15,14 +16,39 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 /// Bytes read of standard input at once.
 const CHUNK_BYTES: usize = 16 * 1024;
 
-pub(super) async fn exec(
-    client: &Client,
-    pod: &PodName,
-    container: Option<&str>,
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// Pod name, or pod/NAME.
+    #[arg(required = true, value_name = "NAME")]
+    words: Vec<String>,
+    /// Namespace.
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Container; the pod's first by default.
+    #[arg(short, long)]
+    container: Option<String>,
+    /// Pass standard input.
+    #[arg(short = 'i', long)]
     stdin: bool,
+    /// Give it a terminal.
+    #[arg(short, long)]
     tty: bool,
-    command: &[String],
-) -> Result<i32> {
+    /// Command and arguments, after --.
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+pub(super) async fn exec(client: &Client, exec: &Exec) -> Result<i32> {
+    let Exec { stdin, tty, command, namespace, .. } = exec;
+    let (stdin, tty) = (*stdin, *tty);
+    let (name, rest) = one_name(&exec.words)?;
+    if !rest.is_empty() {
+        // kubectl took the command without `--` once.
+        bail!("exec [POD] [COMMAND] is not supported anymore. Use exec [POD] -- [COMMAND] instead");
+    }
+    if command.is_empty() {
+        bail!("you must specify at least one command for the container: exec {name} -- COMMAND");
+    }
     let tty = tty && std::io::stdin().is_terminal() || {
         if tty {
             writeln!(
@@ -32,9 +58,9 @@ pub(super) async fn exec(
         }
         false
     };
-    let container = match container {
-        Some(container) => container.to_string(),
-        None => first_container(client, pod).await?,
+    let container = match &exec.container {
+        Some(container) => container.clone(),
+        None => default_container(&one(client, namespace, &name).await?)?,
     };
     let mut query: Vec<String> = command.iter().map(|word| format!("command={}", encode(word))).collect();
     query.extend([
@@ -43,7 +69,7 @@ pub(super) async fn exec(
         "stdout=true".into(),
         format!("stderr={}", !tty),
     ]);
-    let (namespace, name) = (encode(&pod.namespace), encode(pod.bare()));
+    let (namespace, name) = (encode(namespace), encode(&name));
     let url = format!("ws://localhost/exec/{namespace}/{name}/{}?{}", encode(&container), query.join("&"));
     let mut request = url.into_client_request()?;
     request.headers_mut().insert("sec-websocket-protocol", "v5.channel.k8s.io".parse()?);
@@ -53,20 +79,20 @@ pub(super) async fn exec(
         Err(Error::Http(response)) => {
             let body = response.body().clone().unwrap_or_default();
             let status: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-            bail!("error: {}", status["message"].as_str().unwrap_or("the agent refused"));
+            match ServerError::of(&status) {
+                Some(refused) => return Err(refused.into()),
+                None => bail!("the agent answered {}", response.status()),
+            }
         }
         Err(error) => return Err(error).context("the agent closed the connection"),
     };
     // Restored when this function ends, however it does.
     let _raw = if tty { Some(terminal::Raw::enter()?) } else { None };
-    let (mut send, mut receive) = socket.split();
-    let mut resized = signal(SignalKind::window_change())?;
-    if tty {
-        send.send(size()).await?;
-    }
-    let mut input = tokio::io::stdin();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut reading = stdin;
+    let (send, mut receive) = socket.split();
+    // Beside each other: a command that does not read its input yet must not keep its output from being shown.
+    let sending = send_input(send, stdin, tty);
+    tokio::pin!(sending);
+    let mut sent = false;
     loop {
         tokio::select! {
             heard = receive.next() => match heard {
@@ -79,6 +105,30 @@ pub(super) async fn exec(
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error).context("the connection ended before the command did"),
             },
+            // What the command still said is on its way, and tells more than an end of sending.
+            ended = &mut sending, if !sent => match ended {
+                Err(error) if error.is::<Error>() => sent = true,
+                ended => return ended.map(|()| 0),
+            },
+        }
+    }
+}
+
+/// Sends standard input and the terminal's size, for ever: the command's end is heard elsewhere.
+async fn send_input(
+    mut send: impl SinkExt<Message, Error = Error> + Unpin,
+    stdin: bool,
+    tty: bool,
+) -> Result<()> {
+    let mut resized = signal(SignalKind::window_change())?;
+    if tty {
+        send.send(size()).await?;
+    }
+    let mut input = tokio::io::stdin();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut reading = stdin;
+    loop {
+        tokio::select! {
             length = input.read(&mut chunk), if reading => match length? {
                 // v5: closes channel 0.
                 0 => {
@@ -91,7 +141,9 @@ pub(super) async fn exec(
                     send.send(Message::Binary(data.into())).await?;
                 }
             },
-            _ = resized.recv(), if tty => send.send(size()).await?,
+            _ = resized.recv() => if tty {
+                send.send(size()).await?;
+            },
         }
     }
 }
@@ -125,21 +177,10 @@ fn hear(bytes: &[u8]) -> Result<Option<i32>> {
                     writeln!(std::io::stderr(), "command terminated with exit code {code}")?;
                     return Ok(Some(code));
                 }
-                None => bail!("error: {}", status["message"].as_str().unwrap_or("the command failed")),
+                None => bail!("{}", status["message"].as_str().unwrap_or("the command failed")),
             }
         }
         _ => {}
     }
     Ok(None)
-}
-
-async fn first_container(client: &Client, pod: &PodName) -> Result<String> {
-    let list = client.get("/pods").await?;
-    let mut pods = list["items"].as_array().into_iter().flatten();
-    let found = pods.find(|p| {
-        p["metadata"]["name"] == pod.bare() && p["metadata"]["namespace"] == pod.namespace.as_str()
-    });
-    let found =
-        found.with_context(|| format!("Error from server (NotFound): pods \"{}\" not found", pod.bare()))?;
-    Ok(found["spec"]["containers"][0]["name"].as_str().unwrap_or_default().to_string())
 }

@@ -14,7 +14,11 @@ use std::path::PathBuf;
 pub(crate) enum ImageCommand {
     /// List images.
     #[command(alias = "list")]
-    Ls,
+    Ls {
+        /// Output format.
+        #[arg(short, long)]
+        output: Option<Format>,
+    },
     /// Pull an image from its registry or mirrors.
     #[command(after_help = "Examples:\n  coracle image pull nginx:1.27")]
     Pull {
@@ -38,9 +42,18 @@ pub(crate) enum ImageCommand {
     Prune,
 }
 
+/// `-o` of what is no Kubernetes object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
 pub(super) async fn run(client: &Client, command: ImageCommand) -> Result<()> {
     match command {
-        ImageCommand::Ls => list(client).await,
+        ImageCommand::Ls { output } => list(client, output).await,
         ImageCommand::Pull { reference } => pull(client, &reference).await,
         ImageCommand::Import { path } => {
             let path = std::fs::canonicalize(&path).with_context(|| path.display().to_string())?;
@@ -62,8 +75,13 @@ pub(super) async fn run(client: &Client, command: ImageCommand) -> Result<()> {
     }
 }
 
-async fn list(client: &Client) -> Result<()> {
+async fn list(client: &Client, output: Option<Format>) -> Result<()> {
     let images = client.get("/coracle/v1/images").await?;
+    match output {
+        Some(Format::Json) => return Ok(table::print(&(serde_json::to_string_pretty(&images)? + "\n"))?),
+        Some(Format::Yaml) => return Ok(table::print(&serde_saphyr::to_string(&images)?)?),
+        None => {}
+    }
     let mut rows = vec![["IMAGE", "IMAGE ID", "SIZE", "PINNED"].map(String::from).to_vec()];
     for image in images["items"].as_array().into_iter().flatten() {
         let id = image["id"].as_str().unwrap_or_default().trim_start_matches("sha256:");

@@ -5,26 +5,57 @@ use std::io::{self, Write};
 /// Writes to standard output; a reader who has gone away (`| head`) is the end and no error.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+    out.write_all(visible(text).as_bytes()).and_then(|()| out.flush())
+}
+
+/// Control characters in caret notation. Messages are partly the containers' own words, and those must not steer the
+/// terminal of who reads them (CVE-2021-25743).
+fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => out.push(c),
+            c if c.is_ascii_control() => out.extend(['^', char::from(c as u8 ^ 0x40)]),
+            '\u{80}'..='\u{9f}' => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// Rows under a heading, each column as wide as its widest cell.
 pub(crate) fn columns(rows: &[Vec<String>]) -> String {
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..count).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            line += &format!("{cell:<width$}   ");
-        }
-        text += line.trim_end();
-        text.push('\n');
+    Columns::default().lines(rows)
+}
+
+/// A table that is printed as its rows come: a column is as wide as its widest cell so far.
+#[derive(Debug, Default)]
+pub(crate) struct Columns(Vec<usize>);
+
+impl Columns {
+    /// Whether nothing was printed yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.0.is_empty()
     }
-    text
+
+    pub(crate) fn lines(&mut self, rows: &[Vec<String>]) -> String {
+        for row in rows {
+            self.0.resize(self.0.len().max(row.len()), 0);
+            for (width, cell) in self.0.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let mut text = String::new();
+        for row in rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&self.0) {
+                line += &format!("{cell:<width$}   ");
+            }
+            text += line.trim_end();
+            text.push('\n');
+        }
+        text
+    }
 }
 
 /// `duration.HumanDuration` of apimachinery: `5s`, `3m20s`, `26h`, `3d4h`, `400d`.
@@ -68,6 +99,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_container_says_does_not_steer_the_terminal() {
+        assert_eq!(visible("a\tb\n\u{1b}[2J\r\u{7f}\0\u{9b}31mü\n"), "a\tb\n^[[2J^M^?^@\\u{9b}31mü\n");
+    }
+
+    #[test]
     fn ages_read_as_kubectl_writes_them() {
         let check = |seconds, expected: &str| assert_eq!(age(seconds), expected);
         check(-5, "0s");
@@ -87,5 +123,9 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["NAME".into(), "READY".into()], vec!["a-long-name".into(), "1/1".into()]];
         assert_eq!(columns(&rows), "NAME          READY\na-long-name   1/1\n");
+        let mut table = Columns::default();
+        let row = |cell: &str| [vec![cell.to_string(), "x".into()]];
+        assert_eq!(table.lines(&row("long")), "long   x\n");
+        assert_eq!(table.lines(&row("a")), "a      x\n");
     }
 }

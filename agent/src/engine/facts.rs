@@ -4,7 +4,7 @@ use super::{Engine, Entry, Message, perform::Done};
 use crate::record::{HistoryRecord, PodRecord, Source};
 use crate::request::{Change, ChangeKind, Refusal};
 use coracle_pod::evict::{self, Candidate};
-use coracle_pod::observed::{Failure, ImageState, Instance, InstanceState, ProbeResult, Sandbox};
+use coracle_pod::observed::{Cause, Failure, ImageState, Instance, InstanceState, ProbeResult, Sandbox};
 use coracle_pod::spec::PodUid;
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
 use coracle_runtime::layout::parse_instance;
@@ -49,6 +49,7 @@ impl Engine {
             instances: adopted.instances,
             residue: adopted.residue,
             host_ips: self.board.host_ips(),
+            capacity: Some(self.board.capacity()),
             ..Default::default()
         };
         self.resource_version += 1;
@@ -236,16 +237,7 @@ impl Engine {
         match event {
             ShimEvent::Exited { instance, report } => {
                 let Some(id) = parse_instance(&instance) else { return };
-                let mut exit = self.board.exit(&report);
-                let fallback = entry
-                    .spec
-                    .containers
-                    .iter()
-                    .chain(&entry.spec.init_containers)
-                    .any(|c| c.name == id.container && c.termination_message_from_logs);
-                if fallback && exit.code != 0 && exit.message.is_empty() {
-                    exit.message = self.board.last_log_lines(&entry.spec, &id);
-                }
+                let exit = self.board.exit(&entry.spec, &id, &report);
                 let about = self.board.about(uid, &id);
                 let known = entry.observed.instances.entry(id).or_insert(Instance {
                     state: InstanceState::Created,
@@ -279,7 +271,7 @@ impl Entry {
             instance.state = InstanceState::Exited(coracle_pod::observed::Exit {
                 code: 137,
                 signal: Some(9),
-                oom_killed: false,
+                cause: Cause::Process,
                 started,
                 finished: now.clone(),
                 message: String::new(),

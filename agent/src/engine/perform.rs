@@ -121,7 +121,7 @@ impl Task {
 
     fn shim(&self) -> Result<&ShimClient, ActionError> {
         self.shim.as_ref().ok_or_else(|| ActionError {
-            reason: Reason::RunContainerError,
+            reason: Reason::CreateContainerError,
             message: "the pod's shim does not answer".into(),
         })
     }

@@ -77,6 +77,12 @@ impl Engine {
     fn target(&self, namespace: &str, name: &str, container: &str) -> Result<Target, Refusal> {
         let entry = self.find(namespace, name).and_then(|uid| self.pods.get(uid));
         let entry = entry.ok_or_else(|| Refusal::not_found(name))?;
+        let phase = entry.shown().status.and_then(|status| status.phase);
+        if let Some(phase @ ("Succeeded" | "Failed")) = phase.as_deref() {
+            return Err(Refusal::bad_request(format!(
+                "cannot exec into a container in a completed pod; current phase is {phase}"
+            )));
+        }
         let all = || entry.spec.containers.iter().chain(&entry.spec.init_containers);
         let spec = if container.is_empty() {
             entry.spec.containers.first()
@@ -162,6 +168,10 @@ impl Engine {
             pod.metadata.uid = Some(sources::fresh_uid());
         }
         pod.metadata.creation_timestamp = Some(Time(self.board.now().wall));
+        // Whatever was written: it runs here.
+        if let Some(spec) = &mut pod.spec {
+            spec.node_name = Some(self.board.settings().node_name.clone());
+        }
         let record = PodRecord { pod, source: source.clone(), deletion_grace_seconds: None };
         let uid = self.insert(record).await?;
         if let (Some(old), Some(entry)) = (existing.clone(), self.pods.get_mut(&uid)) {

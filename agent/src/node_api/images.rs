@@ -49,6 +49,7 @@ pub(super) async fn serve(
             let in_use = context.ask(Request::ImagesInUse).await?;
             freed(context, context.board.images().remove(&need("reference")?, &in_use)).await
         }
+        (_, [] | ["pull" | "import" | "prune"]) => Err(Refusal::method_not_allowed()),
         _ => Err(Refusal { code: 404, reason: "NotFound", message: "no such image operation".into() }),
     }
 }
@@ -85,7 +86,7 @@ fn pull(context: &Context, reference: String) -> Response {
         }
     });
     let lines = receiver_stream(lines).map(|line| Ok(Frame::data(Bytes::from(format!("{line}\n")))));
-    streaming(StreamBody::new(lines))
+    streaming(StreamBody::new(lines), "application/json")
 }
 
 fn shown(image: &Image) -> Value {

@@ -36,7 +36,7 @@ pub(super) async fn serve(
     } else {
         match attempts.last() {
             Some(attempt) => *attempt,
-            None if started(pod, container) => return Ok(super::text("")),
+            None if ran(pod, container) => return Ok(super::text("")),
             None => {
                 let why = waiting(pod, container).unwrap_or_else(|| "ContainerCreating".into());
                 let message =
@@ -96,7 +96,9 @@ pub(super) async fn serve(
             tracing::debug!(%error, "a log was not sent to its end");
         }
     });
-    Ok(streaming(StreamBody::new(receiver_stream(chunks).map(|chunk| Ok(Frame::data(chunk))))))
+    let body = StreamBody::new(receiver_stream(chunks).map(|chunk| Ok(Frame::data(chunk))));
+    // The log's bytes are whatever the container wrote.
+    Ok(streaming(body, "text/plain"))
 }
 
 /// The pod, if it has such a container.
@@ -140,6 +142,11 @@ async fn until_ended(
 
 fn started(pod: &Pod, container: &str) -> bool {
     state(pod, container).is_some_and(|s| s.running.is_some())
+}
+
+/// It runs, or has ended: one that wrote nothing has no file.
+fn ran(pod: &Pod, container: &str) -> bool {
+    state(pod, container).is_some_and(|s| s.waiting.is_none())
 }
 
 fn waiting(pod: &Pod, container: &str) -> Option<String> {

@@ -1,6 +1,6 @@
 //! `/metrics` (Prometheus text, the kubelet's names) and `/stats/summary` (the kubelet's JSON, for `coracle top`).
 
-use super::{Context, Response, object, text};
+use super::{Context, Response, object, text, typed};
 use crate::request::{Refusal, Request};
 use coracle_pod::PodSpec;
 use coracle_runtime::cgroup::{Pressure, Stall, pressure};
@@ -12,20 +12,22 @@ use std::path::Path;
 pub(super) async fn metrics(context: &Context) -> Result<Response, Refusal> {
     let pods = context.ask(Request::Pods).await?;
     let mut out = String::new();
-    let mut gauge = |name: &str, help: &str, lines: &[(String, f64)]| {
-        write!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n").expect("a String takes any text");
+    let mut family = |kind: &str, name: &str, help: &str, lines: &[(String, f64)]| {
+        write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n").expect("a String takes any text");
         for (labels, value) in lines {
             writeln!(out, "{name}{labels} {value}").expect("a String takes any text");
         }
     };
     let running = pods.iter().filter(|p| phase(p) == "Running").count();
     let containers: usize = pods.iter().map(|p| statuses(p).filter(|runs| *runs).count()).sum();
-    gauge(
+    family(
+        "gauge",
         "kubelet_running_pods",
         "Number of pods that have a running pod sandbox",
         &[(String::new(), running as f64)],
     );
-    gauge(
+    family(
+        "gauge",
         "kubelet_running_containers",
         "Number of containers currently running",
         &[("{container_state=\"running\"}".into(), containers as f64)],
@@ -41,17 +43,29 @@ pub(super) async fn metrics(context: &Context) -> Result<Response, Refusal> {
         cpu.push((labels.clone(), usage.cpu_nanoseconds as f64 / 1e9));
         memory.push((labels, usage.working_set_bytes as f64));
     }
-    gauge("pod_cpu_usage_seconds_total", "Cumulative cpu time consumed by the pod in core-seconds", &cpu);
-    gauge("pod_memory_working_set_bytes", "Current working set of the pod in bytes", &memory);
+    family(
+        "counter",
+        "pod_cpu_usage_seconds_total",
+        "Cumulative cpu time consumed by the pod in core-seconds",
+        &cpu,
+    );
+    family("gauge", "pod_memory_working_set_bytes", "Current working set of the pod in bytes", &memory);
     let last = context.board.last_start().as_secs_f64();
-    gauge(
+    family(
+        "gauge",
         "coracle_container_start_seconds",
         "From order to running program, of the last container started",
         &[("{quantile=\"last\"}".into(), last)],
     );
     let up = context.started.elapsed().as_secs_f64();
-    gauge("coracle_agent_uptime_seconds", "Seconds since the agent started", &[(String::new(), up)]);
-    Ok(text(out))
+    family(
+        "gauge",
+        "coracle_agent_uptime_seconds",
+        "Seconds since the agent started",
+        &[(String::new(), up)],
+    );
+    let body = text(out).into_body();
+    Ok(typed(body, "text/plain; version=0.0.4; charset=utf-8"))
 }
 
 pub(super) async fn summary(context: &Context) -> Result<Response, Refusal> {

@@ -6,7 +6,7 @@
 use super::{Context, Query, Response};
 use crate::request::{Refusal, Request, Target};
 use bytes::Bytes;
-use coracle_runtime::exec;
+use coracle_runtime::exec::{self, StartError};
 use coracle_runtime::readiness::watch;
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Empty};
@@ -26,9 +26,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -65,7 +65,16 @@ pub(super) async fn exec(
     let (ours, theirs) = if wants.tty { (None, None) } else { streams(&wants).map_err(internal)?.unzip() };
     let started =
         exec::start(&context.board, &target.spec, &target.instance, &command, &target.shim, theirs).await;
-    let execed = started.map_err(|message| Refusal { code: 500, reason: "InternalError", message })?;
+    let execed = match started {
+        Ok(execed) => execed,
+        Err(StartError::Command { code, message }) => {
+            let channel = if wants.stderr { STDERR } else { STDOUT };
+            return Ok(upgraded(&accepted, request, move |socket| fail(socket, channel, message, code)));
+        }
+        Err(StartError::Other(message)) => {
+            return Err(Refusal { code: 500, reason: "InternalError", message });
+        }
+    };
     let ours = match (ours, execed.terminal) {
         (Some(ours), _) => ours,
         (None, Some(terminal)) => Ours::terminal(terminal).map_err(internal)?,
@@ -77,8 +86,9 @@ pub(super) async fn exec(
             });
         }
     };
-    let session = Session { target, exec: Some(execed.exec), exit: execed.exit, own_terminal: true };
-    Ok(upgraded(&accepted, request, ours, session))
+    let exec = Some(execed.exec);
+    let session = Session { target, exec, exit: execed.exit, close_frames: accepted.has_close_frames() };
+    Ok(upgraded(&accepted, request, move |socket| relay(socket, ours, session)))
 }
 
 pub(super) async fn attach(
@@ -110,8 +120,8 @@ pub(super) async fn attach(
     // Attaching ends with its streams; a container has no exit code for those who watch it.
     let (done, exit) = oneshot::channel();
     done.send(0).expect("the receiver is here");
-    let session = Session { target, exec: None, exit, own_terminal: false };
-    Ok(upgraded(&accepted, request, ours, session))
+    let session = Session { target, exec: None, exit, close_frames: accepted.has_close_frames() };
+    Ok(upgraded(&accepted, request, move |socket| relay(socket, ours, session)))
 }
 
 async fn target(context: &Context, namespace: &str, name: &str, container: &str) -> Result<Target, Refusal> {
@@ -149,6 +159,13 @@ struct Accepted {
     protocol: &'static str,
 }
 
+impl Accepted {
+    /// Only v5 has a message that closes a channel.
+    fn has_close_frames(&self) -> bool {
+        self.protocol == PROTOCOLS[0]
+    }
+}
+
 fn accept(request: &hyper::Request<Incoming>) -> Result<Accepted, Refusal> {
     let header = |name| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let upgrade = header(UPGRADE).eq_ignore_ascii_case("websocket");
@@ -166,12 +183,15 @@ fn accept(request: &hyper::Request<Incoming>) -> Result<Accepted, Refusal> {
     Ok(Accepted { key: derive_accept_key(key.as_bytes()), protocol })
 }
 
-fn upgraded(
+/// Answers the handshake, and lets `talk` have the socket once that is through.
+fn upgraded<F>(
     accepted: &Accepted,
     request: hyper::Request<Incoming>,
-    ours: Ours,
-    session: Session,
-) -> Response {
+    talk: impl FnOnce(Socket) -> F + Send + 'static,
+) -> Response
+where
+    F: Future<Output = Result<(), SocketError>> + Send,
+{
     tokio::spawn(async move {
         let io = match upgrade::on(request).await {
             Ok(io) => TokioIo::new(io),
@@ -181,7 +201,7 @@ fn upgraded(
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
         let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
-        if let Err(error) = relay(socket, ours, session).await {
+        if let Err(error) = talk(socket).await {
             tracing::debug!(%error, "a stream ended badly");
         }
     });
@@ -261,18 +281,26 @@ fn streams(wants: &Wants) -> io::Result<Option<(Ours, [OwnedFd; 3])>> {
 
 struct Session {
     target: Target,
+    /// The process that [`exec`] started; an attached client has none of its own.
     exec: Option<u64>,
     exit: oneshot::Receiver<i32>,
-    own_terminal: bool,
+    close_frames: bool,
 }
 
 type Socket = WebSocketStream<TokioIo<upgrade::Upgraded>>;
 
-async fn relay(
-    mut socket: Socket,
-    ours: Ours,
-    mut session: Session,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// A command that was not there to be run, told as a shell tells it: what is wrong, and 126 or 127.
+async fn fail(mut socket: Socket, channel: u8, said: String, code: i32) -> Result<(), SocketError> {
+    socket.send(message(channel, format!("{said}\n").as_bytes())).await?;
+    socket.send(message(ERROR, status(code).to_string().as_bytes())).await?;
+    socket.close(None).await
+}
+
+/// Both directions go on while the other one waits: a process that does not read its input must not keep its output
+/// from coming, and the other way round.
+async fn relay(socket: Socket, ours: Ours, session: Session) -> Result<(), SocketError> {
+    let Session { target, exec, mut exit, close_frames } = session;
+    let (mut socket, heard) = socket.split();
     let (out, mut chunks) = mpsc::channel::<(u8, Vec<u8>)>(CHUNKS_MAX);
     for (channel, output) in [(STDOUT, ours.stdout), (STDERR, ours.stderr)] {
         if let Some(output) = output {
@@ -280,11 +308,8 @@ async fn relay(
         }
     }
     drop(out);
-    let mut stdin = ours.stdin.map(|input| {
-        let (send, bytes) = mpsc::channel::<Vec<u8>>(CHUNKS_MAX);
-        tokio::spawn(write(input, bytes));
-        send
-    });
+    let listening = listen(heard, ours.stdin, &target, ours.resize.as_ref(), close_frames);
+    tokio::pin!(listening);
     let mut code = None;
     let mut drained = false;
     let deadline = tokio::time::sleep(Duration::MAX);
@@ -292,79 +317,98 @@ async fn relay(
     while code.is_none() || !drained {
         tokio::select! {
             chunk = chunks.recv(), if !drained => match chunk {
-                Some((channel, bytes)) => socket.send(message(channel, &bytes)).await?,
+                Some((channel, bytes)) => {
+                    socket.send(message(channel, &bytes)).await?;
+                    // A slow reader is no silent process.
+                    if code.is_some() && exec.is_some() {
+                        deadline.as_mut().reset(tokio::time::Instant::now() + DRAIN);
+                    }
+                }
                 None => drained = true,
             },
-            ended = &mut session.exit, if code.is_none() => {
+            ended = &mut exit, if code.is_none() => {
                 code = Some(ended.unwrap_or(137));
-                if session.exec.is_some() {
+                if exec.is_some() {
                     deadline.as_mut().reset(tokio::time::Instant::now() + DRAIN);
                 }
             }
             () = &mut deadline => drained = true,
-            heard = socket.next() => match heard {
-                Some(Ok(Message::Binary(bytes))) => hear(&bytes, &mut stdin, &session, ours.resize.as_ref()).await,
-                Some(Ok(Message::Close(_))) | None => break,
-                Some(Ok(_)) => {}
-                Some(Err(error)) => {
-                    hang_up(&session).await;
-                    return Err(error.into());
+            left = &mut listening => {
+                if let Some(exec) = exec {
+                    hang_up(&target, exec).await;
                 }
-            },
+                left?;
+                return socket.close().await;
+            }
         }
     }
-    match code {
-        Some(code) => socket.send(message(ERROR, status(code).to_string().as_bytes())).await?,
-        None => hang_up(&session).await,
-    }
-    Ok(socket.close(None).await?)
+    let code = code.unwrap_or(0);
+    socket.send(message(ERROR, status(code).to_string().as_bytes())).await?;
+    socket.close().await
 }
 
-/// The client is gone: its terminal's process gets SIGHUP, as after a hang-up.
-async fn hang_up(session: &Session) {
-    if let (Some(exec), true) = (session.exec, session.own_terminal)
-        && let Err(error) = session.target.shim.signal_exec(exec, libc::SIGHUP).await
-    {
+/// The client is gone: its process gets SIGHUP, as after a hang-up.
+async fn hang_up(target: &Target, exec: u64) {
+    if let Err(error) = target.shim.signal_exec(exec, libc::SIGHUP).await {
         tracing::debug!(%error, "the process had already ended");
     }
 }
 
-async fn hear(
-    bytes: &[u8],
-    stdin: &mut Option<mpsc::Sender<Vec<u8>>>,
-    session: &Session,
+/// Takes what the client sends until it leaves.
+async fn listen(
+    mut heard: futures_util::stream::SplitStream<Socket>,
+    input: Option<Input>,
+    target: &Target,
     terminal: Option<&OwnedFd>,
-) {
-    match bytes.split_first() {
-        Some((&STDIN, data)) if !data.is_empty() => {
-            if let Some(send) = stdin
-                && send.send(data.to_vec()).await.is_err()
-            {
-                *stdin = None;
-            }
-        }
-        Some((&CLOSE, [STDIN])) => *stdin = None,
-        Some((&RESIZE, data)) => {
-            #[derive(serde::Deserialize)]
-            #[serde(rename_all = "PascalCase")]
-            struct Size {
-                width: u16,
-                height: u16,
-            }
-            let Ok(Size { width, height }) = serde_json::from_slice(data) else { return };
-            let resized = match terminal {
-                Some(terminal) => coracle_runtime::terminal::resize(terminal.as_fd(), height, width)
-                    .map_err(|e| e.to_string()),
-                None => {
-                    let instance = coracle_runtime::layout::instance_name(&session.target.instance);
-                    session.target.shim.resize(&instance, height, width).await.map_err(|e| e.to_string())
+    close_frames: bool,
+) -> Result<(), SocketError> {
+    let mut stdin = input.map(|input| {
+        let (send, bytes) = mpsc::channel::<Vec<u8>>(CHUNKS_MAX);
+        tokio::spawn(write(input, bytes));
+        send
+    });
+    loop {
+        let bytes = match heard.next().await {
+            Some(Ok(Message::Binary(bytes))) => bytes,
+            Some(Ok(Message::Close(_))) | None => return Ok(()),
+            Some(Ok(_)) => continue,
+            Some(Err(error)) => return Err(error),
+        };
+        match bytes.split_first() {
+            Some((&STDIN, data)) if !data.is_empty() => {
+                if let Some(send) = &stdin
+                    && send.send(data.to_vec()).await.is_err()
+                {
+                    stdin = None;
                 }
-            };
-            if let Err(error) = resized {
-                tracing::debug!(error, "a terminal was not resized");
             }
+            Some((&CLOSE, [STDIN])) if close_frames => stdin = None,
+            Some((&RESIZE, size)) => resize(size, target, terminal).await,
+            _ => {}
         }
-        _ => {}
+    }
+}
+
+/// `{"Width": …, "Height": …}`; anything else is left alone, as the kubelet does.
+async fn resize(size: &[u8], target: &Target, terminal: Option<&OwnedFd>) {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Size {
+        width: u16,
+        height: u16,
+    }
+    let Ok(Size { width, height }) = serde_json::from_slice(size) else { return };
+    let resized = match terminal {
+        Some(terminal) => {
+            coracle_runtime::terminal::resize(terminal.as_fd(), height, width).map_err(|e| e.to_string())
+        }
+        None => {
+            let instance = coracle_runtime::layout::instance_name(&target.instance);
+            target.shim.resize(&instance, height, width).await.map_err(|e| e.to_string())
+        }
+    };
+    if let Err(error) = resized {
+        tracing::debug!(error, "a terminal was not resized");
     }
 }
 

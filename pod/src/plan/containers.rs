@@ -1,5 +1,6 @@
 //! Starting what is due, in order; forgetting what is two attempts old.
 
+use super::stop::SIGKILL;
 use super::{Planner, Stage, next_delay};
 use crate::ActionKey;
 use crate::action::{Action, EventType};
@@ -23,7 +24,8 @@ impl Planner<'_> {
     fn drive(&mut self, container: &ContainerSpec, init: bool) {
         let name = container.name.as_str();
         let key = ActionKey::Container(name.into());
-        if self.in_flight(&key) || self.in_flight(&ActionKey::Sandbox) {
+        let ordered = self.actions.iter().any(|action| action.key() == key);
+        if ordered || self.in_flight(&key) || self.in_flight(&ActionKey::Sandbox) {
             return;
         }
         let known = self.of(name).cloned().unwrap_or_default();
@@ -64,8 +66,8 @@ impl Planner<'_> {
         entry.begun = Some(now);
         entry.started = None;
         entry.failed_start = None;
+        entry.rerun = false;
         entry.stopping = None;
-        entry.lost = false;
         self.history.probes.retain(|(container, _), _| container != name);
         self.order(Action::StartContainer { instance });
     }
@@ -73,6 +75,29 @@ impl Planner<'_> {
     fn asking(&self, image: &str) -> bool {
         let key = ActionKey::Image(image.into());
         self.in_flight(&key) || self.actions.iter().any(|a| a.key() == key)
+    }
+
+    /// Kills what an ended container left running. With a pid namespace of its own the kernel has done that when its
+    /// pid 1 ended; in a shared one the rest lives on, with its ports and locks, beside the next attempt.
+    pub(super) fn sweep(&mut self) {
+        if !self.spec.share_process_namespace && !self.spec.host_pid {
+            return;
+        }
+        for (container, _) in self.containers() {
+            let Some(known) = self.of(&container.name) else { continue };
+            let Some(instance) = known.current.clone().filter(|i| known.swept != Some(i.attempt)) else {
+                continue;
+            };
+            let ended = self
+                .seen
+                .instances
+                .get(&instance)
+                .is_some_and(|i| matches!(i.state, InstanceState::Exited(_)));
+            let attempt = instance.attempt;
+            if ended && self.order(Action::Signal { instance, signal: SIGKILL }) {
+                self.entry(&container.name).swept = Some(attempt);
+            }
+        }
     }
 
     /// The attempt before the current one stays for `logs --previous`; older ones go.

@@ -3,10 +3,13 @@
 use super::{BACKOFF_FORGIVEN, Planner, next_delay, word};
 use crate::ActionKey;
 use crate::action::EventType;
-use crate::observed::{Exit, Failure, InstanceState, Sandbox};
+use crate::observed::{Cause, Exit, Failure, InstanceState, Reason, Sandbox};
+use crate::spec::{PodSpec, RestartPolicy};
 
 /// The kubelet's message for a container that is gone without a trace.
 const LOST: &str = "The container could not be located when the pod was terminated";
+/// The exit code of a container whose program never ran, as containerd gives it.
+const NOT_STARTED_CODE: i32 = 128;
 
 impl Planner<'_> {
     pub(super) fn learn(&mut self) {
@@ -19,6 +22,7 @@ impl Planner<'_> {
             self.learn_container(&container.name, init);
         }
         self.learn_sandbox();
+        self.learn_capacity();
         self.learn_deadline();
         self.learn_eviction();
     }
@@ -34,23 +38,27 @@ impl Planner<'_> {
             Some(InstanceState::Running { started }) => {
                 if known.started.is_none() {
                     self.entry(name).started = Some(started.clone());
-                    self.event(EventType::Normal, "Created", format!("Created container: {name}"), container);
-                    self.event(EventType::Normal, "Started", format!("Started container {name}"), container);
+                    self.tell_of_start(name, container);
                 }
             }
             Some(InstanceState::Exited(exit)) => {
                 if known.started.is_none() {
-                    self.event(EventType::Normal, "Started", format!("Started container {name}"), container);
+                    self.tell_of_start(name, container);
                 }
-                self.ended(name, exit.clone(), false);
+                self.ended(name, init, exit.clone());
             }
             Some(InstanceState::Created) => {}
-            None => self.learn_missing(name, container),
+            None => self.learn_missing(name, init),
         }
     }
 
+    fn tell_of_start(&mut self, name: &str, container: Option<(&str, bool)>) {
+        self.event(EventType::Normal, "Created", format!("Created container: {name}"), container);
+        self.event(EventType::Normal, "Started", format!("Started container {name}"), container);
+    }
+
     /// Ordered to start, and not there.
-    fn learn_missing(&mut self, name: &str, container: Option<(&str, bool)>) {
+    fn learn_missing(&mut self, name: &str, init: bool) {
         let key = ActionKey::Container(name.into());
         if self.in_flight(&key) || self.in_flight(&ActionKey::Sandbox) {
             return;
@@ -61,42 +69,61 @@ impl Planner<'_> {
             |f: &&Failure| begun.is_none_or(|b| f.at.boot == b.boot && f.at.monotonic >= b.monotonic);
         if let Some(failure) = self.seen.failures.get(&key).filter(of_this_attempt).cloned() {
             let message = format!("Error: {}", failure.message);
-            self.event(EventType::Warning, "Failed", message, container);
+            self.event(EventType::Warning, "Failed", message, Some((name, init)));
             let entry = self.entry(name);
-            entry.backoff.from = Some(failure.at.clone());
+            entry.failed_start = Some(failure.clone());
+            if failure.reason == Reason::RunContainerError {
+                // It was made and did not start: an end like any other, so the restart policy has its say.
+                let Failure { message, at, .. } = failure;
+                let cause = Cause::NotStarted;
+                let exit = Exit {
+                    code: NOT_STARTED_CODE,
+                    signal: None,
+                    cause,
+                    started: None,
+                    finished: at,
+                    message,
+                };
+                return self.ended(name, init, exit);
+            }
+            entry.backoff.from = Some(failure.at);
             entry.backoff.delay = next_delay(entry.backoff.delay);
-            entry.failed_start = Some(failure);
             entry.stopping = None;
-        } else if known.started.is_some() {
-            let now = self.stamp();
-            let exit = Exit {
-                code: 137,
-                signal: None,
-                oom_killed: false,
-                started: known.started,
-                finished: now,
-                message: LOST.into(),
-            };
-            self.ended(name, exit, true);
+        } else if let Some(started) = known.started {
+            let finished = self.stamp();
+            let (cause, started, message) = (Cause::Lost, Some(started), LOST.into());
+            self.ended(name, init, Exit { code: 137, signal: None, cause, started, finished, message });
         }
         // Otherwise the agent stopped between commit and start: the next attempt is ordered.
     }
 
-    fn ended(&mut self, name: &str, exit: Exit, lost: bool) {
+    fn ended(&mut self, name: &str, init: bool, exit: Exit) {
+        let goes_on = self.spec.deletion.is_none() && self.history.failed.is_none();
+        let allowed = self.spec.restart_policy != RestartPolicy::Never;
+        let by_policy = self.restarts(&exit, init);
         let entry = self.entry(name);
+        // The kubelet's shouldRestartOnFailure: what a probe ended has failed, however politely it then ended.
+        entry.rerun = allowed && entry.stopping.as_ref().is_some_and(|s| s.for_restart);
+        let again = goes_on && (by_policy || entry.rerun);
         let started = exit.started.as_ref().or(entry.started.as_ref());
         let ran = started
             .filter(|s| s.boot == exit.finished.boot)
             .map(|s| exit.finished.monotonic.saturating_sub(s.monotonic));
-        if ran.is_some_and(|ran| ran >= BACKOFF_FORGIVEN) || lost {
+        if ran.is_some_and(|ran| ran >= BACKOFF_FORGIVEN) || exit.cause == Cause::Lost {
             entry.backoff.delay = std::time::Duration::ZERO;
         }
         entry.backoff.from = Some(exit.finished.clone());
         entry.started = entry.started.take().or_else(|| exit.started.clone());
         entry.exit = Some(exit);
-        entry.lost = lost;
         entry.stopping = None;
+        let waits = again && !entry.backoff.delay.is_zero();
         self.history.probes.retain(|(container, _), _| container != name);
+        if waits {
+            let PodSpec { name: pod, namespace, uid, .. } = self.spec;
+            let message =
+                format!("Back-off restarting failed container {name} in pod {pod}_{namespace}({})", uid.0);
+            self.event(EventType::Warning, "BackOff", message, Some((name, init)));
+        }
     }
 
     fn learn_sandbox(&mut self) {
@@ -140,6 +167,30 @@ impl Planner<'_> {
             let message = "Pod sandbox changed, it will be killed and re-created.".to_string();
             self.event(EventType::Normal, "SandboxChanged", message, None);
         }
+    }
+
+    /// A pod that asks for more than the whole board has can never run here: the kubelet rejects it.
+    fn learn_capacity(&mut self) {
+        let Some(capacity) = self.seen.capacity.filter(|_| self.history.containers.is_empty()) else {
+            return;
+        };
+        if self.history.failed.is_some() || self.spec.deletion.is_some() {
+            return;
+        }
+        let asked = &self.spec.resources;
+        let [cpu, memory] =
+            [asked.cpu_request_millis, asked.memory_request_bytes].map(Option::unwrap_or_default);
+        let (reason, what, requested, capacity) = if cpu > capacity.cpu_millis {
+            ("OutOfcpu", "cpu", cpu, capacity.cpu_millis)
+        } else if memory > capacity.memory_bytes {
+            ("OutOfmemory", "memory", memory, capacity.memory_bytes)
+        } else {
+            return;
+        };
+        let why =
+            format!("Node didn't have enough resource: {what}, requested: {requested}, capacity: {capacity}");
+        self.history.failed = Some((reason.into(), format!("Pod was rejected: {why}")));
+        self.event(EventType::Warning, reason, why, None);
     }
 
     fn learn_eviction(&mut self) {

@@ -88,6 +88,9 @@ impl Planner<'_> {
             let why = format!("Container {name} failed {what} probe, will be restarted");
             let grace = probe.termination_grace.unwrap_or(self.spec.termination_grace);
             self.stop(name, false, grace, &why);
+            if let Some(stopping) = &mut self.entry(name).stopping {
+                stopping.for_restart = true;
+            }
         }
     }
 

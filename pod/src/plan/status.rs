@@ -3,7 +3,7 @@
 use super::{Planner, Stage, word};
 use crate::ActionKey;
 use crate::history::ContainerHistory;
-use crate::observed::{Exit, ImageState, Reason, Sandbox, Stamp};
+use crate::observed::{Cause, Exit, ImageState, Reason, Sandbox, Stamp};
 use crate::spec::{ContainerSpec, PullPolicy, QosClass};
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
@@ -16,7 +16,9 @@ impl Planner<'_> {
         let spec = self.spec;
         let list = |containers: &[ContainerSpec], init: bool| -> Option<Vec<ContainerStatus>> {
             let statuses: Vec<_> = containers.iter().map(|c| self.container_status(c, init)).collect();
-            (!statuses.is_empty()).then_some(statuses)
+            // Of a pod that was rejected there is nothing to tell but why.
+            let rejected = self.history.failed.is_some() && self.history.containers.is_empty();
+            (!statuses.is_empty() && !rejected).then_some(statuses)
         };
         let (init, regular) = (list(&spec.init_containers, true), list(&spec.containers, false));
         let phase = self.phase();
@@ -74,7 +76,11 @@ impl Planner<'_> {
         let over = matches!(phase, "Succeeded" | "Failed");
         let sandbox = matches!(self.seen.sandbox, Sandbox::Ready { .. });
         let initialized = self.init_done();
-        let why_not = if over { "PodCompleted" } else { "ContainersNotReady" };
+        let why_not = match phase {
+            "Succeeded" => "PodCompleted",
+            "Failed" => "PodFailed",
+            _ => "ContainersNotReady",
+        };
         let list = [
             ("PodReadyToStartContainers", sandbox, None),
             ("Initialized", initialized, Some("ContainersNotInitialized")),
@@ -85,7 +91,15 @@ impl Planner<'_> {
         let now = self.now.wall;
         let unready: Vec<&str> =
             self.spec.containers.iter().filter(|c| !self.ready(c)).map(|c| c.name.as_str()).collect();
-        let message = format!("containers with unready status: [{}]", unready.join(" "));
+        let unready = format!("containers with unready status: [{}]", unready.join(" "));
+        let incomplete: Vec<&str> = self
+            .spec
+            .init_containers
+            .iter()
+            .filter(|c| !self.succeeded(c))
+            .map(|c| c.name.as_str())
+            .collect();
+        let incomplete = format!("containers with incomplete status: [{}]", incomplete.join(" "));
         list.into_iter()
             .map(|(kind, holds, reason)| {
                 let known =
@@ -97,7 +111,11 @@ impl Planner<'_> {
                     type_: kind.into(),
                     status: if holds { "True" } else { "False" }.into(),
                     last_transition_time: Some(Time(at)),
-                    message: (reason == Some("ContainersNotReady")).then(|| message.clone()),
+                    message: match reason {
+                        Some("ContainersNotReady") => Some(unready.clone()),
+                        Some("ContainersNotInitialized") => Some(incomplete.clone()),
+                        _ => None,
+                    },
                     reason: reason.map(Into::into),
                     ..Default::default()
                 }
@@ -115,9 +133,8 @@ impl Planner<'_> {
             Some(ImageState::Absent) | None => instance.map(|i| i.image_id.clone()).unwrap_or_default(),
         };
         let (state, ended) = self.state(container, &known, init);
-        let last = known.last_exit.as_ref().map(|exit| terminated(exit, false));
-        let ready =
-            if init { known.exit.as_ref().is_some_and(|e| e.code == 0) } else { self.ready(container) };
+        let last = known.last_exit.as_ref().map(terminated);
+        let ready = if init { self.succeeded(container) } else { self.ready(container) };
         ContainerStatus {
             name: container.name.clone(),
             image: container.image.clone(),
@@ -150,7 +167,7 @@ impl Planner<'_> {
         }
         let stage = self.stage(container, init);
         if let Some(exit) = &known.exit {
-            let ended = terminated(exit, known.lost);
+            let ended = terminated(exit);
             let at_rest =
                 stage == Stage::Ended || self.spec.deletion.is_some() || known.backoff.delay.is_zero();
             if at_rest || self.history.failed.is_some() {
@@ -191,7 +208,9 @@ impl Planner<'_> {
                 };
             }
         }
-        if let Some(failure) = &known.failed_start {
+        // Said in its own words at first, as a pull that fails is.
+        let crashes = known.exit.is_some() && known.backoff.delay > super::BACKOFF_FIRST;
+        if let Some(failure) = known.failed_start.as_ref().filter(|_| !crashes) {
             return (word(failure.reason).into(), Some(failure.message.clone()));
         }
         if known.exit.is_some() && !known.backoff.delay.is_zero() {
@@ -213,12 +232,13 @@ impl Planner<'_> {
     }
 }
 
-fn terminated(exit: &Exit, lost: bool) -> ContainerStateTerminated {
-    let reason = match exit {
-        _ if lost => "ContainerStatusUnknown",
-        Exit { oom_killed: true, .. } => "OOMKilled",
-        Exit { code: 0, .. } => "Completed",
-        _ => "Error",
+fn terminated(exit: &Exit) -> ContainerStateTerminated {
+    let reason = match exit.cause {
+        Cause::Lost => "ContainerStatusUnknown",
+        Cause::OutOfMemory => "OOMKilled",
+        Cause::NotStarted => "StartError",
+        Cause::Process if exit.code == 0 => "Completed",
+        Cause::Process => "Error",
     };
     ContainerStateTerminated {
         exit_code: exit.code,

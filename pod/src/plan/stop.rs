@@ -7,7 +7,7 @@ use crate::history::Stopping;
 use crate::observed::{InstanceId, InstanceState, Sandbox};
 use std::time::Duration;
 
-const SIGKILL: i32 = 9;
+pub(super) const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
 impl Planner<'_> {
@@ -58,7 +58,14 @@ impl Planner<'_> {
         match &mut entry.stopping {
             Some(stopping) if stopping.instance == instance => stopping.grace = stopping.grace.min(grace),
             _ => {
-                entry.stopping = Some(Stopping { instance, since: now, grace, why: why.into(), sent: None });
+                entry.stopping = Some(Stopping {
+                    instance,
+                    since: now,
+                    grace,
+                    why: why.into(),
+                    for_restart: false,
+                    sent: None,
+                });
                 self.event(EventType::Normal, "Killing", why.into(), Some((name, init)));
             }
         }

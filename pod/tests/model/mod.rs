@@ -2,7 +2,7 @@
 
 use coracle_pod::action::{Action, Plan};
 use coracle_pod::observed::{
-    BootId, Exit, Failure, ImageState, Instance, InstanceId, InstanceState, Now, ProbeResult, Reason,
+    BootId, Cause, Exit, Failure, ImageState, Instance, InstanceId, InstanceState, Now, ProbeResult, Reason,
     Sandbox, Stamp,
 };
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
@@ -130,9 +130,9 @@ impl Model {
         let position = self.spec.init_containers.iter().position(|c| c.name == instance.container);
         let before = position.unwrap_or(self.spec.init_containers.len());
         for init in &self.spec.init_containers[..before] {
-            let known = self.history.containers.get(&init.name).and_then(|h| h.exit.as_ref());
+            let known = self.history.containers.get(&init.name).filter(|h| !h.rerun);
             assert!(
-                known.is_some_and(|e| e.code == 0),
+                known.and_then(|h| h.exit.as_ref()).is_some_and(|e| e.code == 0),
                 "{} starts before init container {}",
                 instance.container,
                 init.name
@@ -163,7 +163,7 @@ impl Model {
             seen.state = InstanceState::Exited(Exit {
                 code,
                 signal: None,
-                oom_killed: false,
+                cause: Cause::Process,
                 started,
                 finished,
                 message: String::new(),
@@ -211,6 +211,7 @@ pub fn forgetful(history: &History) -> History {
     lost.pulling.clear();
     lost.asked.clear();
     for container in lost.containers.values_mut() {
+        container.swept = None;
         if let Some(stopping) = &mut container.stopping {
             stopping.sent = None;
         }

@@ -5,11 +5,11 @@ use crate::cgroup::Hierarchy;
 use crate::container::{self, About, Surroundings};
 use crate::layout::instance_name;
 use crate::process::PodFacts;
-use crate::shim_client::ShimClient;
-use crate::{oci, seccomp};
+use crate::shim_client::{ShimClient, ShimError};
+use crate::{names, oci, seccomp};
 use coracle_pod::observed::{InstanceId, Reason, Stamp};
 use coracle_pod::spec::{ContainerSpec, PodSpec, Seccomp};
-use coracle_shim::wire::Run;
+use coracle_shim::wire::{Cause, Run};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::net::IpAddr;
@@ -45,7 +45,7 @@ impl Board {
                 shim.run(run)
                     .await
                     .map(|s| (self.stamp_of(&s.started, &self.boot.0), about))
-                    .map_err(because(Reason::RunContainerError))
+                    .map_err(|error| not_started(&error))
             }
             Err(error) => Err(error),
         };
@@ -96,11 +96,13 @@ impl Board {
                 layout: &self.settings.layout,
                 image: &image,
                 facts: &facts,
+                hostname: &names::hostname(pod, &self.host_names()),
                 cgroup_path: self.tree.instance_path(&pod.uid, pod.qos, instance),
                 available_capabilities: self.capabilities,
                 oom_score_adj: Some(score),
                 pids_max: self.settings.pids_max,
                 cgroup2: matches!(self.tree.hierarchy(), Hierarchy::V2 { .. }),
+                cgroup_views: self.tree.views(),
                 filter: filter.as_deref(),
             },
         )?;
@@ -133,7 +135,8 @@ impl Board {
         Ok(Some(file))
     }
 
-    /// Sends a signal to an instance's init; SIGKILL goes to its whole cgroup. A no-op once it is gone.
+    /// Sends a signal to an instance's init; SIGKILL goes to its whole cgroup, and SIGTERM as the signal that the image
+    /// names for it (OCI `StopSignal`). A no-op once it is gone.
     pub async fn signal(
         self: &Arc<Board>,
         pod: &Arc<PodSpec>,
@@ -146,8 +149,9 @@ impl Board {
             let kill = move || board.tree.kill_instance(&spec.uid, spec.qos, &id);
             return blocking(kill).await.map_err(because(Reason::FailedKillPod));
         }
+        let wanted = self.about(&pod.uid, instance).stop_signal.filter(|_| signal == libc::SIGTERM);
         match shim {
-            Some(shim) => match shim.signal(&instance_name(instance), signal).await {
+            Some(shim) => match shim.signal(&instance_name(instance), wanted.unwrap_or(signal)).await {
                 Err(error) if !error.is_not_found() => Err(because(Reason::FailedKillPod)(error)),
                 _ => Ok(()),
             },
@@ -198,6 +202,15 @@ impl Board {
         }
         Ok(())
     }
+}
+
+/// Only what the helper itself says is about the container; without an answer nothing is known of it.
+fn not_started(error: &ShimError) -> ActionError {
+    let reason = match error {
+        ShimError::Refused(refusal) if refusal.cause == Cause::Helper => Reason::RunContainerError,
+        _ => Reason::CreateContainerError,
+    };
+    ActionError { reason, message: error.to_string() }
 }
 
 /// Has a helper compile a seccomp profile to `out`. Blocking, 20 ms.

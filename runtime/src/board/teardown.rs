@@ -1,5 +1,6 @@
 //! The reverse of everything that an agent makes outside its data directory.
 
+use super::claim::claim;
 use super::{OpenError, names_in};
 use crate::cgroup::Tree;
 use crate::layout::Layout;
@@ -17,6 +18,7 @@ use std::io;
 /// The first refusal; calling again goes on from there.
 pub fn teardown(layout: &Layout, name: &str, network: NetworkConfig) -> Result<BTreeSet<PodUid>, OpenError> {
     let tree = Tree::open(name)?;
+    let _claim = claim(&tree, name, layout)?;
     let mut pods = tree.pods();
     pods.extend(names_in(&layout.run.join("pods")).into_iter().map(PodUid));
     for uid in &pods {

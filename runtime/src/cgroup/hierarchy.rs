@@ -33,7 +33,14 @@ pub fn detect() -> Result<Hierarchy, CgroupError> {
     let read = |path: &Path| {
         fs::read_to_string(path).map_err(|source| CgroupError::Io { path: path.into(), source })
     };
-    let hierarchy = mounted(&read(Path::new("/proc/self/mountinfo"))?)?;
+    let own = Path::new("/proc/self/mountinfo");
+    let mut mounts = read(own)?;
+    if cgroup_mounts(&mounts).next().is_none() {
+        // `ip netns exec` mounts a new /sys over the one that holds the cgroups, in a mount namespace of its own.
+        mount_like(&read(Path::new("/proc/1/mountinfo"))?)?;
+        mounts = read(own)?;
+    }
+    let hierarchy = mounted(&mounts)?;
     if let Hierarchy::V2 { root } = &hierarchy {
         let available = read(&root.join("cgroup.controllers"))?;
         if let Some(missing) = REQUIRED_V2.iter().find(|c| !available.split_whitespace().any(|a| a == **c)) {
@@ -43,21 +50,58 @@ pub fn detect() -> Result<Hierarchy, CgroupError> {
     Ok(hierarchy)
 }
 
+/// Mounts cgroup file systems where another process has them, in this mount namespace alone: nothing is mounted where
+/// the two share one, since then neither has any. A hierarchy is the same wherever it is mounted.
+fn mount_like(mountinfo: &str) -> Result<(), CgroupError> {
+    use nix::mount::{MsFlags, mount};
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let mounts: Vec<Mount<'_>> = cgroup_mounts(mountinfo).collect();
+    let top = Path::new("/sys/fs/cgroup");
+    let failed = |path: &Path, source| CgroupError::Io { path: path.into(), source };
+    // With several hierarchies they lie in a tmpfs: sysfs itself takes no new directories.
+    if mounts.iter().any(|m| m.point != top) {
+        mount(Some("tmpfs"), top, Some("tmpfs"), flags, Some("mode=755"))
+            .map_err(|e| failed(top, e.into()))?;
+    }
+    for found in mounts {
+        let point = found.point.as_path();
+        fs::create_dir_all(point).map_err(|e| failed(point, e))?;
+        let options: Vec<&str> = found.options.split(',').filter(|o| !matches!(*o, "rw" | "ro")).collect();
+        mount(Some("cgroup"), point, Some(found.kind), flags, Some(options.join(",").as_str()))
+            .map_err(|e| failed(point, e.into()))?;
+    }
+    Ok(())
+}
+
+/// One cgroup mount of a mountinfo.
+struct Mount<'a> {
+    point: PathBuf,
+    /// `cgroup` or `cgroup2`.
+    kind: &'a str,
+    /// Of the file system: for v1 they name the controllers.
+    options: &'a str,
+}
+
+/// proc_pid_mountinfo(5): "… root mountpoint options … - fstype source superoptions".
+fn cgroup_mounts(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
+    mountinfo.lines().filter_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let point = left.split(' ').nth(4)?.into();
+        let mut right = right.split(' ');
+        let kind = right.next().filter(|kind| matches!(*kind, "cgroup" | "cgroup2"))?;
+        Some(Mount { point, kind, options: right.nth(1)? })
+    })
+}
+
 fn mounted(mountinfo: &str) -> Result<Hierarchy, CgroupError> {
     let (mut controllers, mut unified) = (BTreeMap::new(), None);
-    for line in mountinfo.lines() {
-        // proc_pid_mountinfo(5): "… root mountpoint options … - fstype source superoptions".
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let Some(point) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
-        let mut right = right.split(' ');
-        match (right.next(), right.nth(1)) {
-            (Some("cgroup2"), _) => unified = unified.or(Some(point)),
-            (Some("cgroup"), Some(options)) => {
-                for option in options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "xattr")) {
-                    controllers.entry(option.to_string()).or_insert_with(|| point.clone());
-                }
-            }
-            _ => {}
+    for found in cgroup_mounts(mountinfo) {
+        if found.kind == "cgroup2" {
+            unified = unified.or(Some(found.point));
+            continue;
+        }
+        for option in found.options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "xattr")) {
+            controllers.entry(option.to_string()).or_insert_with(|| found.point.clone());
         }
     }
     if controllers.keys().all(|c| c.starts_with("name=")) {

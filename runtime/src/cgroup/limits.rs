@@ -12,12 +12,15 @@ const THROTTLING_PERCENT: u64 = 90;
 /// The kubelet's `MilliCPUToShares`: a request, else the limit, else the minimum.
 pub fn cpu_shares(resources: &Resources) -> u64 {
     let millis = resources.cpu_request_millis.or(resources.cpu_limit_millis).unwrap_or(0);
-    (millis * 1024 / 1000).clamp(2, 262_144)
+    (millis.saturating_mul(1024) / 1000).clamp(2, 262_144)
 }
+
+/// The kernel's `max_cfs_runtime`, 2^44 - 1: a larger quota is refused, and this one limits no board.
+const CPU_QUOTA_MICROSECONDS_MAX: u64 = (1 << 44) - 1;
 
 /// The kubelet's `MilliCPUToQuota`, in microseconds of each period.
 pub fn cpu_quota_microseconds(millis: u64) -> u64 {
-    (millis * CPU_PERIOD_MICROSECONDS / 1000).max(1000)
+    (millis.saturating_mul(CPU_PERIOD_MICROSECONDS) / 1000).clamp(1000, CPU_QUOTA_MICROSECONDS_MAX)
 }
 
 /// Shares 2–262144 to weight 1–10000, as the OCI runtimes do.
@@ -101,6 +104,8 @@ mod tests {
         check(Some(1_000_000), None, 262_144);
         assert_eq!(cpu_quota_microseconds(250), 25_000);
         assert_eq!(cpu_quota_microseconds(1), 1000);
+        assert_eq!(cpu_quota_microseconds(u64::MAX), CPU_QUOTA_MICROSECONDS_MAX, "no overflow");
+        check(Some(u64::MAX), None, 262_144);
         assert_eq!((cpu_weight(2), cpu_weight(262_144)), (1, 10_000));
     }
 

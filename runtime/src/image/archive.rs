@@ -6,7 +6,7 @@
 use super::digest::{Digest, Hashing};
 use super::platform::describe;
 use super::reference::Reference;
-use super::unpack::Compression;
+use super::unpack::{Compression, ZSTD_WINDOW_LOG_MAX};
 use super::{DOCUMENT_BYTES_MAX, ImageError, ImageStore, diff_ids, parse_config};
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use serde::Deserialize;
@@ -16,7 +16,11 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// Members of one archive.
-const MEMBERS_MAX: usize = 100_000;
+const MEMBERS_MAX: usize = 10_000;
+/// Bytes of a member's name. What is looked for has less than 100.
+const NAME_BYTES_MAX: u64 = 4096;
+/// Images of one archive, by every name that it gives them.
+const IMAGES_MAX: usize = 1000;
 /// Indexes within indexes.
 const NESTING_MAX: usize = 3;
 
@@ -36,6 +40,9 @@ pub(super) fn import(store: &ImageStore, path: &Path) -> Result<Vec<String>, Ima
     if archive.has("index.json") {
         let index: ImageIndex = archive.json("index.json")?;
         let mut names = Vec::new();
+        if index.manifests().len() > IMAGES_MAX {
+            return Err(archive.unusable(&format!("it holds more than {IMAGES_MAX} images")));
+        }
         for descriptor in index.manifests() {
             names.extend(layout_image(store, &archive, descriptor, 0)?);
         }
@@ -125,6 +132,10 @@ struct Saved {
 
 fn docker(store: &ImageStore, archive: &Archive) -> Result<Vec<String>, ImageError> {
     let images: Vec<Saved> = archive.json("manifest.json")?;
+    let tags = |image: &Saved| image.repo_tags.as_ref().map_or(1, |tags| tags.len().max(1));
+    if images.iter().map(tags).sum::<usize>() > IMAGES_MAX {
+        return Err(archive.unusable(&format!("it holds more than {IMAGES_MAX} images")));
+    }
     let mut names = Vec::new();
     for image in images {
         let config_bytes = archive.document(&image.config)?;
@@ -175,7 +186,7 @@ impl Archive {
         if path.is_dir() {
             return Ok(Archive::Directory(path.into()));
         }
-        let mut file = File::open(path).map_err(failed)?;
+        let mut file = open_file(path).map_err(failed)?;
         let mut start = [0; 4];
         let length = file.read(&mut start).map_err(failed)?;
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
@@ -185,13 +196,19 @@ impl Archive {
             compression => {
                 let tmp = store.dir("tmp");
                 let mut plain = tempfile::NamedTempFile::new_in(&tmp).map_err(|e| ImageError::io(&tmp, e))?;
+                // Its layers need as much again. A bomb is refused before it has filled the disk of every pod.
+                let bound = free_bytes(&tmp).map_err(|e| ImageError::io(&tmp, e))? / 2;
                 let copied = match compression {
-                    Compression::Zstd => {
-                        zstd::Decoder::new(&file).and_then(|mut d| io::copy(&mut d, &mut plain))
-                    }
-                    _ => io::copy(&mut flate2::read::MultiGzDecoder::new(&file), &mut plain),
+                    Compression::Zstd => zstd::Decoder::new(&file).and_then(|mut decoder| {
+                        decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                        io::copy(&mut decoder.take(bound + 1), &mut plain)
+                    }),
+                    _ => io::copy(&mut flate2::read::MultiGzDecoder::new(&file).take(bound + 1), &mut plain),
                 };
-                copied.map_err(failed)?;
+                if copied.map_err(failed)? > bound {
+                    let why = "unzipped it needs more than half of the disk's free space".into();
+                    return Err(ImageError::NotAnArchive { path: path.into(), why });
+                }
                 file = plain.reopen().map_err(|e| ImageError::io(&tmp, e))?;
                 aside = Some(plain);
             }
@@ -228,7 +245,7 @@ impl Archive {
                 if !plain || member.is_symlink() {
                     return Err(missing());
                 }
-                Ok(Box::new(File::open(&member).map_err(|_| missing())?))
+                Ok(Box::new(open_file(&member).map_err(|_| missing())?))
             }
             Archive::Tar { path, file, members, .. } => {
                 let (offset, size) = *members.get(name).ok_or_else(missing)?;
@@ -274,22 +291,63 @@ impl Archive {
     }
 }
 
+/// Opens a file to read. A fifo would be waited for, and is no archive, nor is a device.
+fn open_file(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
+}
+
+fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(dir)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Names, offsets and sizes of a tar's files. Symbolic links of `docker save` to equal layers are followed once.
 fn members(file: &File, path: &Path) -> Result<BTreeMap<String, (u64, u64)>, ImageError> {
     let not = |why: String| ImageError::NotAnArchive { path: path.into(), why };
     let mut archive = tar::Archive::new(io::BufReader::new(file));
     let (mut members, mut links) = (BTreeMap::new(), Vec::new());
-    for entry in archive.entries_with_seek().map_err(|e| not(e.to_string()))? {
-        let entry = entry.map_err(|e| not(e.to_string()))?;
-        let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_string();
+    let (mut long_name, mut long_link) = (None, None);
+    // Raw: the tar crate would take an extension header of any size into memory.
+    for entry in archive.entries_with_seek().map_err(|e| not(e.to_string()))?.raw(true) {
+        // The tar crate quotes the bytes that it does not understand: of no use to anybody, and not fit for a terminal.
+        let damaged = |_| match members.len() + links.len() {
+            0 => not("it is no tar archive".into()),
+            count => not(format!("it is damaged after {count} members")),
+        };
+        let mut entry = entry.map_err(damaged)?;
         let kind = entry.header().entry_type();
+        if kind.is_gnu_longname() || kind.is_gnu_longlink() || kind.is_pax_local_extensions() {
+            let mut bytes = Vec::new();
+            // What is cut here is a name that nothing looks for.
+            (&mut entry).take(NAME_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| not(e.to_string()))?;
+            if kind.is_gnu_longname() {
+                long_name = Some(bytes);
+            } else if kind.is_gnu_longlink() {
+                long_link = Some(bytes);
+            } else {
+                for extension in tar::PaxExtensions::new(&bytes).map_while(Result::ok) {
+                    match extension.key_bytes() {
+                        b"path" => long_name = Some(extension.value_bytes().into()),
+                        b"linkpath" => long_link = Some(extension.value_bytes().into()),
+                        _ => {}
+                    }
+                }
+            }
+            continue;
+        }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_string();
+        let name = long_name.take().map_or_else(|| text(&entry.path_bytes()), |name| text(&name));
+        let name = name.trim_start_matches("./").to_string();
         if kind.is_file() {
             members.insert(name, (entry.raw_file_position(), entry.size()));
         } else if kind.is_symlink() || kind.is_hard_link() {
-            let target = entry.link_name_bytes().map(|t| String::from_utf8_lossy(&t).into_owned());
-            links.extend(target.map(|target| (name, target)));
+            let target =
+                long_link.take().or_else(|| entry.link_name_bytes().map(|target| target.into_owned()));
+            links.extend(target.map(|target| (name, text(&target))));
         }
-        if members.len() > MEMBERS_MAX {
+        if members.len() + links.len() > MEMBERS_MAX {
             return Err(not(format!("it has more than {MEMBERS_MAX} members")));
         }
     }

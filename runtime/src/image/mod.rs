@@ -38,7 +38,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 use unpack::Compression;
 
@@ -127,6 +127,8 @@ pub struct ImageStore {
     config: ImageConfig,
     target: Target,
     index: Mutex<Index>,
+    /// Blobs that pulls bring at the moment.
+    turns: Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl ImageStore {
@@ -146,7 +148,8 @@ impl ImageStore {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Index::default(),
             Err(e) => return Err(ImageError::io(&path, e)),
         };
-        let store = ImageStore { config, target: Target::host(), index: Mutex::new(index) };
+        let store =
+            ImageStore { config, target: Target::host(), index: Mutex::new(index), turns: Mutex::default() };
         store.remove_leavings()?;
         Ok(store)
     }
@@ -328,7 +331,7 @@ impl ImageStore {
         let digest = Digest::of(bytes);
         let path = self.blob(&digest);
         if !path.is_file() {
-            write_whole(&path, bytes)?;
+            self.write_whole(&path, bytes)?;
         }
         Ok(digest)
     }
@@ -349,7 +352,20 @@ impl ImageStore {
 
     fn save(&self, index: &Index) -> Result<(), ImageError> {
         let bytes = serde_json::to_vec(index).expect("an index serializes");
-        write_whole(&self.config.dir.join("index.json"), &bytes)
+        self.write_whole(&self.config.dir.join("index.json"), &bytes)
+    }
+
+    /// Temporary file, fsync, rename, fsync of the directory. Two at once may write the same.
+    fn write_whole(&self, path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(self.dir("tmp"))?;
+            file.write_all(bytes)?;
+            file.as_file().sync_all()?;
+            file.persist(path)?;
+            Ok(())
+        };
+        write().map_err(|e| ImageError::io(path, e))?;
+        sync_dir(path.parent().unwrap_or(Path::new(".")))
     }
 
     fn dir(&self, name: &str) -> PathBuf {
@@ -409,19 +425,6 @@ fn diff_ids(
         return Err(malformed(format!("it has more than {LAYERS_MAX} layers")));
     }
     Ok(ids)
-}
-
-/// Temporary file, fsync, rename, fsync of the directory.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
-    let temporary = path.with_extension("new");
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|e| ImageError::io(path, e))?;
-    sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
 fn sync_dir(dir: &Path) -> Result<(), ImageError> {

@@ -44,6 +44,18 @@ pub fn mount(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io
     }
 }
 
+/// Whether the kernel has overlayfs, which is loaded if it is a module. Leaves nothing behind.
+///
+/// # Errors
+/// ENODEV when it has not.
+pub fn supported() -> io::Result<()> {
+    match rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
+        // No new mount API, or a filter in front of it: mount(2) will tell.
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) | Ok(_) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn by_descriptors(lowers: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
     use rustix::mount::{fsconfig_create, fsconfig_set_string, fsmount, fsopen, move_mount};
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;

@@ -16,15 +16,17 @@ use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 /// Names of interrupted downloads start so.
 pub(super) const PARTIAL: &str = "blob-";
 /// Bytes of one compressed layer.
 const BLOB_BYTES_MAX: u64 = 16 << 30;
-/// A stream that gives nothing for so long is broken.
+/// A stream that gives less than [`PACE_BYTES`] in so long is broken.
 const STALL: Duration = Duration::from_secs(60);
+/// About 1 KiB a second: less than any link that images come over, and more than a registry that holds its clients.
+const PACE_BYTES: u64 = 64 << 10;
 /// Attempts at one layer within a pull, each going on where the last one broke.
 const ATTEMPTS_MAX: u32 = 5;
 
@@ -189,6 +191,12 @@ impl ImageStore {
             let why = format!("layer {label} says that it has {total} bytes");
             return Err(ImageError::Malformed { reference: name.into(), why });
         }
+        // Images share layers, and an image may hold one twice: the bytes of one blob are one pull's at a time.
+        let turn = self.turn(digest).lock_owned().await;
+        if self.layer_dir(&diff_id).is_dir() {
+            progress(Progress::Present { layer: label });
+            return Ok(());
+        }
         let path = self.dir("tmp").join(format!("{PARTIAL}{}", digest.hex()));
         let mut attempt = 1;
         loop {
@@ -207,10 +215,26 @@ impl ImageStore {
             }
         }
         let (store, text) = (self.clone(), name.to_string());
-        let unpack = move || store.verify_and_unpack(&text, &path, digest, &diff_id);
+        let unpack = move || {
+            // To the end of unpacking, even if nobody waits for it any more.
+            let _turn = turn;
+            store.verify_and_unpack(&text, &path, digest, &diff_id)
+        };
         tokio::task::spawn_blocking(unpack).await.expect("unpacking does not panic")?;
         progress(Progress::Unpacked { layer: label });
         Ok(())
+    }
+
+    /// Whose turn it is to bring a blob; locks that nobody holds are forgotten.
+    fn turn(&self, blob: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = turns.get(&blob).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::new(tokio::sync::Mutex::new(()));
+        turns.insert(blob, Arc::downgrade(&turn));
+        turn
     }
 
     /// Brings the blob to its full length on disk.
@@ -247,14 +271,19 @@ impl ImageStore {
             message,
             also: Also::default(),
         };
+        let mut pace = Pace::begin(Instant::now());
         loop {
-            let frame = match tokio::time::timeout(STALL, body.frame()).await {
+            let frame = match tokio::time::timeout_at(pace.deadline.into(), body.frame()).await {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => return Err(broken(error.to_string())),
                 Ok(None) => break,
-                Err(_) => return Err(broken(format!("nothing came for {} s", STALL.as_secs()))),
+                Err(_) => {
+                    let seconds = STALL.as_secs();
+                    return Err(broken(format!("only {} bytes came in {seconds} s", pace.bytes)));
+                }
             };
             let Ok(data) = frame.into_data() else { continue };
+            pace.come(data.len() as u64, Instant::now());
             have += data.len() as u64;
             if have > total {
                 file.set_len(0).map_err(failed)?;
@@ -307,6 +336,25 @@ impl ImageStore {
     }
 }
 
+/// How fast a stream comes: slower than its bound, it is as good as broken.
+struct Pace {
+    bytes: u64,
+    deadline: Instant,
+}
+
+impl Pace {
+    fn begin(now: Instant) -> Pace {
+        Pace { bytes: 0, deadline: now + STALL }
+    }
+
+    fn come(&mut self, bytes: u64, now: Instant) {
+        self.bytes += bytes;
+        if self.bytes >= PACE_BYTES {
+            *self = Pace::begin(now);
+        }
+    }
+}
+
 fn digest_of(name: &str, descriptor: &Descriptor) -> Result<Digest, ImageError> {
     let parsed = descriptor.digest().to_string().parse();
     parsed.map_err(|e: super::digest::BadDigest| ImageError::Malformed {
@@ -346,4 +394,22 @@ fn with_mirrors(mut error: ImageError, mirrors: Vec<String>) -> ImageError {
         *also = Also(mirrors);
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A byte now and then kept a pull going for ever.
+    #[test]
+    fn a_trickle_does_not_put_the_deadline_off() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::begin(start);
+        pace.come(1, start + second);
+        pace.come(PACE_BYTES - 2, start + 2 * second);
+        assert_eq!(pace.deadline, start + STALL);
+        pace.come(1, start + 3 * second);
+        assert_eq!((pace.bytes, pace.deadline), (0, start + 3 * second + STALL));
+    }
 }

@@ -185,10 +185,12 @@ impl Registry {
     ) -> Result<Response<Incoming>, ImageError> {
         let mut asked_for_token = false;
         loop {
-            let response = self.follow(url, accept, from).await?;
+            let (response, own) = self.follow(url, accept, from).await?;
             let status = response.status();
             match status {
-                StatusCode::UNAUTHORIZED if !asked_for_token => {
+                // A challenge is the registry's to make, and not of whoever it sends its clients to: with one of its
+                // own another host would have the credentials sent to a token server of its choice (CVE-2020-15157).
+                StatusCode::UNAUTHORIZED if own && !asked_for_token => {
                     asked_for_token = true;
                     let challenge = response.headers().get(WWW_AUTHENTICATE).and_then(|v| v.to_str().ok());
                     let challenge = challenge.unwrap_or_default().to_string();
@@ -203,12 +205,13 @@ impl Registry {
         }
     }
 
+    /// GET with redirects; the flag says whether the registry itself answered.
     async fn follow(
         &self,
         url: &str,
         accept: Option<&str>,
         from: Option<u64>,
-    ) -> Result<Response<Incoming>, ImageError> {
+    ) -> Result<(Response<Incoming>, bool), ImageError> {
         let mut url: Uri =
             url.parse().map_err(|e: hyper::http::uri::InvalidUri| self.refused(e.to_string()))?;
         for _ in 0..=REDIRECTS_MAX {
@@ -227,16 +230,11 @@ impl Registry {
             let request = request.body(Empty::new()).map_err(|e| self.refused(e.to_string()))?;
             let response = self.send(request).await?;
             if !response.status().is_redirection() {
-                return Ok(response);
+                return Ok((response, own));
             }
             let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok()).unwrap_or_default();
-            let next = match location.strip_prefix('/') {
-                Some(path) => {
-                    format!("{}://{}/{path}", url.scheme_str().unwrap_or("https"), self.endpoint.host)
-                }
-                None => location.to_string(),
-            };
-            let next: Uri = next.parse().map_err(|_| self.refused(format!("a redirect to {location:?}")))?;
+            let next = redirected(&url, location)
+                .ok_or_else(|| self.refused(format!("a redirect to {location:?}")))?;
             if url.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
                 return Err(self.refused("a redirect from HTTPS to plain HTTP".into()));
             }
@@ -277,7 +275,17 @@ impl Registry {
         }
         let realm = parameters.get("realm").map(String::as_str).unwrap_or_default();
         // Credentials go to this address: it must be as safe as the registry's own.
-        if self.endpoint.base.starts_with("https") && !realm.starts_with("https://") {
+        let server: Option<Uri> = realm.parse().ok();
+        let host = server.as_ref().and_then(Uri::host);
+        let plain = match server.as_ref().and_then(Uri::scheme_str) {
+            Some("https") => false,
+            Some("http") => true,
+            _ => return Err(self.refused(format!("its token server {realm:?} is no address"))),
+        };
+        let own_host = self.endpoint.base.parse::<Uri>().ok().and_then(|uri| uri.host().map(String::from));
+        if plain
+            && (self.endpoint.base.starts_with("https") || basic.is_some() && host != own_host.as_deref())
+        {
             return Err(self.refused(format!("its token server {realm:?} is not HTTPS")));
         }
         let default_scope = format!("repository:{}:pull", self.reference.repository);
@@ -342,6 +350,23 @@ impl Registry {
         let (reference, registry) = (self.reference.to_string(), self.endpoint.host.clone());
         ImageError::Refused { reference, registry, message, also: Also::default() }
     }
+}
+
+/// Where a `Location` leads from `url`. RFC 9110, section 10.2.2, without `..`. `None` unless it is HTTP.
+fn redirected(url: &Uri, location: &str) -> Option<Uri> {
+    let (scheme, authority) = (url.scheme_str()?, url.authority()?);
+    let absolute = if location.contains("://") {
+        location.to_string()
+    } else if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{authority}{location}")
+    } else {
+        let (directory, _) = url.path().rsplit_once('/')?;
+        format!("{scheme}://{authority}{directory}/{location}")
+    };
+    let next: Uri = absolute.split('#').next()?.parse().ok()?;
+    (!location.is_empty() && matches!(next.scheme_str(), Some("http" | "https"))).then_some(next)
 }
 
 fn is_hub(host: &str) -> bool {
@@ -449,6 +474,21 @@ mod tests {
         check("Bearer realm=t, service=s", "Bearer", &[("realm", "t"), ("service", "s")]);
         check("", "", &[]);
         check("Bearer realm=\"open", "Bearer", &[("realm", "open")]);
+    }
+
+    #[test]
+    fn a_redirect_leads_on_from_where_it_was_met() {
+        let check = |location: &str, expected: Option<&str>| {
+            let from: Uri = "https://cdn.example:444/v2/a/blobs/x?y=1".parse().expect("a URI");
+            let found = redirected(&from, location).map(|uri| uri.to_string());
+            assert_eq!(found.as_deref(), expected, "{location}");
+        };
+        check("https://o.example/z?t=1", Some("https://o.example/z?t=1"));
+        check("/z", Some("https://cdn.example:444/z"));
+        check("z?t=1", Some("https://cdn.example:444/v2/a/blobs/z?t=1"));
+        check("//o.example/z#part", Some("https://o.example/z"));
+        check("file:///etc/passwd", None);
+        check("", None);
     }
 
     #[test]

@@ -23,12 +23,14 @@ use std::path::{Component, Path, PathBuf};
 const ENTRIES_MAX: u64 = 1_000_000;
 /// Bytes of one layer's files: far above any image for a board, far below what a bomb wants.
 const LAYER_BYTES_MAX: u64 = 16 << 30;
-/// Bytes of one extension header: long names, and attributes.
+/// Bytes of the paths of one layer's directories, which are kept until its end.
+const DIRECTORY_NAME_BYTES_MAX: usize = 64 << 20;
+/// Bytes of the extension headers of one entry: long names, and attributes.
 const EXTENSION_BYTES_MAX: u64 = 1 << 20;
 /// Components of a path.
 const DEPTH_MAX: usize = 128;
 /// zstd's window, as `zstd -d` without `--long` takes.
-const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+pub(super) const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// How a layer's blob is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +148,8 @@ struct Extensions {
     gid: Option<u64>,
     mtime: Option<i64>,
     attributes: Vec<(String, Vec<u8>)>,
+    /// Of all headers before one entry: a thousand small ones are one large one.
+    bytes: u64,
 }
 
 struct Layer {
@@ -156,6 +160,7 @@ struct Layer {
     last: PathBuf,
     /// Times of directories change while their files are made: set last.
     directory_times: Vec<(PathBuf, i64)>,
+    directory_name_bytes: usize,
 }
 
 impl Layer {
@@ -168,6 +173,7 @@ impl Layer {
             next: Extensions::default(),
             last: PathBuf::new(),
             directory_times: Vec::new(),
+            directory_name_bytes: 0,
         })
     }
 
@@ -178,14 +184,14 @@ impl Layer {
             return Err(UnpackError::TooMuch("1000000 entries"));
         }
         match entry.header().entry_type() {
-            EntryType::GNULongName => self.next.path = Some(long_name(&mut entry, &self.last)?),
-            EntryType::GNULongLink => self.next.link = Some(long_name(&mut entry, &self.last)?),
+            EntryType::GNULongName => self.next.path = Some(self.long_name(&mut entry)?),
+            EntryType::GNULongLink => self.next.link = Some(self.long_name(&mut entry)?),
             EntryType::XHeader => {
-                let bytes = extension(&mut entry, &self.last)?;
-                self.pax(&bytes, entry.header().clone())?;
+                let bytes = self.extension(&mut entry)?;
+                self.pax(&bytes)?;
             }
             // Defaults for all that follows: nothing in them that a layer needs.
-            EntryType::XGlobalHeader => drop(extension(&mut entry, &self.last)?),
+            EntryType::XGlobalHeader => drop(self.extension(&mut entry)?),
             _ => {
                 let extensions = std::mem::take(&mut self.next);
                 self.make(entry, extensions)?;
@@ -194,8 +200,33 @@ impl Layer {
         Ok(())
     }
 
+    fn long_name<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<Vec<u8>, UnpackError> {
+        let mut bytes = self.extension(entry)?;
+        while bytes.last() == Some(&0) {
+            bytes.pop();
+        }
+        Ok(bytes)
+    }
+
+    fn extension<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<Vec<u8>, UnpackError> {
+        self.next.bytes = self.next.bytes.saturating_add(entry.size());
+        if self.next.bytes > EXTENSION_BYTES_MAX {
+            return Err(UnpackError::TooMuch("1 MiB in the extension headers of an entry"));
+        }
+        self.count(entry.size())?;
+        let mut bytes = Vec::new();
+        let failed = |source| UnpackError::Io { name: self.last.clone(), source };
+        entry.read_to_end(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    fn count(&mut self, bytes: u64) -> Result<(), UnpackError> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > LAYER_BYTES_MAX { Err(UnpackError::TooMuch("16 GiB of files")) } else { Ok(()) }
+    }
+
     /// `LENGTH KEY=VALUE\n` records. POSIX pax.
-    fn pax(&mut self, bytes: &[u8], _header: tar::Header) -> Result<(), UnpackError> {
+    fn pax(&mut self, bytes: &[u8]) -> Result<(), UnpackError> {
         let malformed =
             || UnpackError::Malformed { name: self.last.clone(), why: "a malformed pax header".into() };
         let mut rest = bytes;
@@ -271,12 +302,17 @@ impl Layer {
             remove_at(&parent, Path::new(&name)).map_err(failed)?;
         }
         let number = |n: io::Result<u64>| n.ok().and_then(|n| u32::try_from(n).ok());
-        let owner = |pax: Option<u64>, plain: io::Result<u64>| match pax {
+        let owner = |pax: Option<u64>, field: &[u8], plain: io::Result<u64>| match pax {
             Some(id) => u32::try_from(id).ok(),
+            // A field that was left out is root's, as Go's reader has it.
+            None if field.iter().all(|byte| matches!(byte, 0 | b' ')) => Some(0),
             None => number(plain),
         };
-        let uid = owner(extensions.uid, header.uid()).ok_or_else(|| malformed("an impossible owner"))?;
-        let gid = owner(extensions.gid, header.gid()).ok_or_else(|| malformed("an impossible group"))?;
+        let fields = header.as_old();
+        let uid = owner(extensions.uid, &fields.uid, header.uid());
+        let uid = uid.ok_or_else(|| malformed("an impossible owner"))?;
+        let gid = owner(extensions.gid, &fields.gid, header.gid());
+        let gid = gid.ok_or_else(|| malformed("an impossible group"))?;
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         let mode = Mode::from_raw_mode(header.mode().map_err(failed)? & 0o7777);
         let mtime =
@@ -300,6 +336,10 @@ impl Layer {
                 fchown(&dir, Some(uid), Some(gid)).map_err(errno)?;
                 rustix::fs::fchmod(&dir, mode).map_err(errno)?;
                 set_attributes(&dir, &extensions.attributes).map_err(failed)?;
+                self.directory_name_bytes += path.as_os_str().len();
+                if self.directory_name_bytes > DIRECTORY_NAME_BYTES_MAX {
+                    return Err(UnpackError::TooMuch("64 MiB of directory names"));
+                }
                 self.directory_times.push((path, mtime));
             }
             EntryType::Symlink => {
@@ -335,10 +375,7 @@ impl Layer {
             }
             EntryType::Regular | EntryType::Continuous => {
                 let size = entry.size();
-                self.bytes = self.bytes.saturating_add(size);
-                if self.bytes > LAYER_BYTES_MAX {
-                    return Err(UnpackError::TooMuch("16 GiB of files"));
-                }
+                self.count(size)?;
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = openat(&parent, &name, flags, Mode::from_raw_mode(0o600)).map_err(errno)?;
@@ -453,23 +490,6 @@ fn remove_at(parent: &OwnedFd, name: &Path) -> io::Result<()> {
         }
         Err(e) => Err(e.into()),
     }
-}
-
-fn long_name<R: Read>(entry: &mut tar::Entry<'_, R>, last: &Path) -> Result<Vec<u8>, UnpackError> {
-    let mut bytes = extension(entry, last)?;
-    while bytes.last() == Some(&0) {
-        bytes.pop();
-    }
-    Ok(bytes)
-}
-
-fn extension<R: Read>(entry: &mut tar::Entry<'_, R>, last: &Path) -> Result<Vec<u8>, UnpackError> {
-    if entry.size() > EXTENSION_BYTES_MAX {
-        return Err(UnpackError::TooMuch("1 MiB in an extension header"));
-    }
-    let mut bytes = Vec::new();
-    entry.read_to_end(&mut bytes).map_err(|source| UnpackError::Io { name: last.into(), source })?;
-    Ok(bytes)
 }
 
 /// Makes a whole layer durable at once: syncfs(2) of its file system.

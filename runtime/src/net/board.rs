@@ -5,6 +5,7 @@ use super::lease::{Lease, Leases};
 use super::link::{self, Link, PodEnd};
 use super::netlink::{Refusal, Socket};
 use super::nft::Element;
+use super::spoof::SpoofGuard;
 use super::{HostPort, NetError, NetworkConfig, conntrack, rules, sys};
 use coracle_pod::spec::{PodUid, Protocol};
 use nix::errno::Errno;
@@ -49,6 +50,7 @@ pub(super) struct Board {
     route: Socket,
     netfilter: Socket,
     leases: Leases,
+    spoof_guard: SpoofGuard,
 }
 
 impl Board {
@@ -63,7 +65,7 @@ impl Board {
         let netfilter = Socket::open(SockProtocol::NetlinkNetFilter)
             .map_err(|refusal| NetError::table(("netlink socket".into(), refusal)))?;
         let leases = Leases::open(&config.leases, config.cidr)?;
-        let mut board = Board { netns, route, netfilter, leases };
+        let mut board = Board { netns, route, netfilter, leases, spoof_guard: SpoofGuard::default() };
         board.bridge(config)?;
         board.check_overlap(config)?;
         match board.set_up(config) {
@@ -111,9 +113,12 @@ impl Board {
         }
         let bridge = self.bridge(config)?.map_or(0, |bridge| bridge.index);
         if let Some(link) = self.link_of(config, uid, bridge)?.existing() {
+            self.spoof_guard.open(&config.name, &link.name, &mut self.netfilter)?;
             self.delete_link(&link)?;
         }
-        self.leases.release(uid)
+        self.leases.release(uid)?;
+        // Whose a half-written lease is to be nobody can say; nobody writes one now.
+        self.leases.release_broken()
     }
 
     pub(super) fn reconcile(
@@ -129,10 +134,13 @@ impl Board {
         }
         self.leases.release_broken()?;
         for link in self.our_links(config, bridge)? {
-            let leased = self.leases.get(&PodUid(link.alias.clone())).is_some();
-            if !leased {
+            let Some(lease) = self.leases.get(&PodUid(link.alias.clone())) else {
+                self.spoof_guard.open(&config.name, &link.name, &mut self.netfilter)?;
                 self.delete_link(&link)?;
-            } else if link.master != bridge {
+                continue;
+            };
+            self.spoof_guard.close(&config.name, &link.name, lease.address, &mut self.netfilter)?;
+            if link.master != bridge {
                 link::set_master(&mut self.route, link.index, bridge)
                     .map_err(NetError::doing(format!("link {}", link.name)))?;
             }
@@ -142,6 +150,7 @@ impl Board {
 
     pub(super) fn teardown(&mut self, config: &NetworkConfig) -> Result<(), NetError> {
         rules::no_table(&config.name).commit(&mut self.netfilter).map_err(NetError::table)?;
+        self.spoof_guard.remove(&config.name, &mut self.netfilter)?;
         let bridge = self.bridge(config)?;
         for link in self.our_links(config, bridge.as_ref().map_or(0, |bridge| bridge.index))? {
             self.delete_link(&link)?;
@@ -175,6 +184,7 @@ impl Board {
     fn set_up(&mut self, config: &NetworkConfig) -> Result<u32, NetError> {
         let doing = || format!("bridge {}", config.name);
         self.write_table(config, None)?;
+        self.spoof_guard.make(&config.name, &mut self.netfilter)?;
         if self.bridge(config)?.is_none() {
             let mac = link::mac_of(config.cidr.gateway());
             link::make_bridge(&mut self.route, &config.name, mac, config.mtu).map_err(NetError::making(
@@ -272,7 +282,7 @@ impl Board {
         if !lease.ports.is_empty() {
             link::set_hairpin(&mut self.route, host.index).map_err(NetError::doing(doing()))?;
         }
-        Ok(())
+        self.spoof_guard.close(&config.name, &host.name, lease.address, &mut self.netfilter)
     }
 
     fn make_link(

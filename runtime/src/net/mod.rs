@@ -17,6 +17,8 @@
 //! - What does not carry our name is not touched: the bridge is recognised by its alias, a pod's link by name, alias
 //!   and bridge, and the nftables table is ours by its name.
 //! - The table changes in whole transactions; a packet sees the table before or after, never between.
+//! - A pod sends as itself only: what its link brings with another's link-layer or IP address, or of another protocol
+//!   than IPv4 and ARP, is dropped before the bridge sees it.
 //! - The sockets belong to the network namespace that `open` was called in, whatever thread calls later.
 //!
 //! Left out: IPv6 (leases, rules and addresses have their place for it), other boards, services, network policy. A
@@ -34,6 +36,7 @@ mod link;
 mod netlink;
 mod nft;
 mod rules;
+mod spoof;
 mod sys;
 
 pub use census::{Census, census};

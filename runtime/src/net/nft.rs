@@ -10,7 +10,9 @@ pub(super) const SUBSYSTEM: u16 = 10 << 8;
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
+const DELETE_CHAIN: u16 = 5;
 const NEW_RULE: u16 = 6;
+const DELETE_RULE: u16 = 8;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENT: u16 = 12;
 const DELETE_ELEMENT: u16 = 14;
@@ -23,6 +25,8 @@ const ELEMENTS_PER_MESSAGE_MAX: usize = 512;
 
 /// `NFPROTO_IPV4`.
 pub(super) const IPV4: u8 = 2;
+/// `NFPROTO_NETDEV`: what a link receives, before anybody else sees it.
+pub(super) const NETDEV: u8 = 5;
 
 /// A 32-bit register, numbered as `NFT_REG32_00 + n`.
 #[derive(Clone, Copy)]
@@ -95,6 +99,29 @@ impl<'a> Batch<'a> {
             .network(5, ACCEPT)
             .text(7, kind);
         self.push(&format!("chain {name} of type {kind}"), NEW_CHAIN, CREATE, &wanted);
+    }
+
+    /// A chain of family [`NETDEV`] at the ingress of a link, which it is called after. It begins empty.
+    pub(super) fn link_chain(&mut self, link: &str) {
+        /// `NF_NETDEV_INGRESS`.
+        const INGRESS: u32 = 0;
+        let place = Attributes::new().network(1, INGRESS).bytes(2, &0_i32.to_be_bytes()).text(3, link);
+        let name = Attributes::new().text(1, self.table).text(3, link);
+        let wanted = name.nest(4, &place).network(5, ACCEPT).text(7, "filter");
+        self.push(&format!("chain {link} at its ingress"), NEW_CHAIN, CREATE, &wanted);
+        self.no_rules(link);
+    }
+
+    /// Removes a chain and its rules.
+    pub(super) fn delete_chain(&mut self, name: &str) {
+        self.no_rules(name);
+        let wanted = Attributes::new().text(1, self.table).text(3, name);
+        self.push(&format!("chain {name}"), DELETE_CHAIN, 0, &wanted);
+    }
+
+    fn no_rules(&mut self, chain: &str) {
+        let wanted = Attributes::new().text(1, self.table).text(2, chain);
+        self.push(&format!("the rules of chain {chain}"), DELETE_RULE, 0, &wanted);
     }
 
     /// A map; types as in [`TYPE_IPV4`], four bytes each.
@@ -219,6 +246,21 @@ pub(super) fn destination(register: Register) -> Attributes {
     payload(register, 1, 16, 4)
 }
 
+/// `ether saddr`, in two registers.
+pub(super) fn link_source(register: Register) -> Attributes {
+    payload(register, 0, 6, 6)
+}
+
+/// `arp saddr ether`, in two registers.
+pub(super) fn arp_link_source(register: Register) -> Attributes {
+    payload(register, 1, 8, 6)
+}
+
+/// `arp saddr ip`.
+pub(super) fn arp_source(register: Register) -> Attributes {
+    payload(register, 1, 14, 4)
+}
+
 /// `th dport`: TCP, UDP and SCTP have it at the same place.
 pub(super) fn destination_port(register: Register) -> Attributes {
     payload(register, 2, 2, 2)
@@ -226,6 +268,11 @@ pub(super) fn destination_port(register: Register) -> Attributes {
 
 fn meta(register: Register, key: u32) -> Attributes {
     expression("meta", &Attributes::new().network(1, register.number()).network(2, key))
+}
+
+/// `meta protocol`: the EtherType, in network order.
+pub(super) fn link_protocol(register: Register) -> Attributes {
+    meta(register, 1)
 }
 
 /// `meta l4proto`.

@@ -32,6 +32,7 @@ fn document_of(pod: &PodSpec, filtered: bool, cgroup2: bool) -> Value {
         oom_score_adj: Some(1000),
         pids_max: 100,
         cgroup2,
+        cgroup_views: vec!["/sys/fs/cgroup".into(), "/sys/fs/cgroup/cpu".into()],
     })
 }
 
@@ -96,6 +97,8 @@ fn settings_reach_their_places() {
     check("", false, "/linux/namespaces/5", json!({"type": "cgroup"}));
     let privileged = ", \"securityContext\": {\"privileged\": true}";
     check(privileged, false, "/linux/maskedPaths", Value::Null);
+    check(privileged, false, "/linux/readonlyPaths", Value::Null);
+    check("", false, "/linux/readonlyPaths/6", json!("/sys/fs/cgroup/cpu"));
     check(privileged, false, "/linux/resources/devices", json!([{"allow": true, "access": "rwm"}]));
     check(", \"securityContext\": {\"readOnlyRootFilesystem\": true}", false, "/root/readonly", json!(true));
     check(", \"workingDir\": \"/tmp\"", false, "/process/cwd", json!("/tmp"));

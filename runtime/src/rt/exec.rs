@@ -22,6 +22,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+/// How every message about the command itself begins, here and in [`find`].
+pub(crate) const EXEC_FAILED: &str = "exec: ";
+
 /// What to run, and in what: written by the agent, read by the helper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecProcess {
@@ -164,7 +167,7 @@ fn in_container(
         |list: &[String]| list.iter().map(|s| CString::new(s.as_str())).collect::<Result<Vec<_>, _>>();
     let (argv, env) = (strings(&process.args).map_err(text)?, strings(&process.env).map_err(text)?);
     let Err(error) = nix::unistd::execve(&program, &argv, &env);
-    Err(format!("exec {}: {}", program.to_string_lossy(), error.desc()))
+    Err(format!("{EXEC_FAILED}{:?}: {}", program.to_string_lossy(), error.desc()))
 }
 
 /// The shim ignores some signals and blocks others; a container's process starts with neither.

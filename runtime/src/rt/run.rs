@@ -39,13 +39,19 @@ pub(super) fn run(state: &Path, id: &str, bundle: &Path, console: Option<PathBuf
         .with_root_path(state)
         .map(|b| b.with_console_socket(console).with_executor(workload))
         .and_then(|b| b.as_init(bundle).with_systemd(false).with_detach(true).as_sibling(true).build());
-    let mut container = built.map_err(|e| chain(&e))?;
+    let mut container = built.map_err(|e| cause(&chain(&e)).to_string())?;
     let pid = container.pid().ok_or("libcontainer reported no pid")?;
     container.start().map_err(|e| chain(&e))?;
     drop(own(report));
     let mut failure = String::new();
     File::from(outcome).read_to_string(&mut failure).map_err(text)?;
     if failure.is_empty() { Ok(pid.as_raw()) } else { Err(failure) }
+}
+
+/// What the container's side said, without libcontainer's account of how it came to hear it.
+fn cause(message: &str) -> &str {
+    const HEARD: &str = "error in executing process : ";
+    message.rsplit_once(HEARD).map_or(message, |(_, said)| said)
 }
 
 /// Takes the descriptor back so that dropping it closes this process's copy.

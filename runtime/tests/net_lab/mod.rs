@@ -8,7 +8,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -182,7 +182,6 @@ pub fn spoof(netns: &File, from: &str, to: &str) {
 
 /// Puts a datagram to 127.0.0.1 on the wire to the bridge, which a pod's own routing never would.
 pub fn to_loopback_of_the_host(netns: &File, from: [u8; 4], gateway_mac: [u8; 6], port: u16) {
-    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket};
     let udp_length = 8 + 6u16;
     let mut ip = vec![0x45, 0];
     ip.extend((20 + udp_length).to_be_bytes());
@@ -200,14 +199,44 @@ pub fn to_loopback_of_the_host(netns: &File, from: [u8; 4], gateway_mac: [u8; 6]
         frame.extend(field.to_be_bytes());
     }
     frame.extend(b"forged");
+    raw_send(netns, &frame);
+}
+
+/// Puts a frame on the wire, as who has `CAP_NET_RAW` can.
+pub fn raw_send(netns: &File, frame: &[u8]) {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, sendto, socket};
     within(netns, || {
         let kind = (AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC);
         let socket = socket(kind.0, kind.1, kind.2, None).expect("packet socket");
         let links = nix::ifaddrs::getifaddrs().expect("links");
         let eth0 = links.filter(|link| link.interface_name == "eth0").filter_map(|link| link.address);
         let eth0 = eth0.filter_map(|address| address.as_link_addr().copied()).next().expect("eth0");
-        sendto(socket.as_raw_fd(), &frame, &eth0, MsgFlags::empty()).expect("sendto");
+        sendto(socket.as_raw_fd(), frame, &eth0, MsgFlags::empty()).expect("sendto");
     });
+}
+
+/// Hears every frame that comes to a namespace.
+pub fn raw_listen(netns: &File) -> OwnedFd {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    let kind = (AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC);
+    let socket =
+        within(netns, || socket(kind.0, kind.1, kind.2, SockProtocol::EthAll).expect("packet socket"));
+    setsockopt(&socket, sockopt::ReceiveTimeout, &patience()).expect("SO_RCVTIMEO");
+    socket
+}
+
+/// Whether a frame with `mark` comes before one with `end`.
+pub fn raw_heard(socket: &OwnedFd, mark: &[u8], end: &[u8]) -> bool {
+    let holds = |frame: &[u8], text: &[u8]| frame.windows(text.len()).any(|part| part == text);
+    let mut came = false;
+    loop {
+        let mut frame = [0; 2048];
+        let length = nix::unistd::read(socket, &mut frame).expect("the honest frame comes");
+        came |= holds(&frame[..length], mark);
+        if holds(&frame[..length], end) {
+            return came;
+        }
+    }
 }
 
 fn patience() -> TimeVal {

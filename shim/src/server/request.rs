@@ -1,6 +1,6 @@
 //! What each request does. Where the answer comes later, it is given by the helper's end.
 
-use super::{EXECS_MAX, Exec, INSTANCES_MAX, Shim};
+use super::{EXECS_MAX, Ending, Exec, INSTANCES_MAX, Shim};
 use crate::child::Instance;
 use crate::cri::{Bounds, Log, Stream};
 use crate::helper::{Asker, Helper, Job, refusal};
@@ -101,6 +101,9 @@ impl Shim {
         };
         if self.find(name).is_ok() {
             return Err(refusal(Cause::Exists, format!("{name} was started already")));
+        }
+        if self.ending != Ending::No {
+            return Err(refusal(Cause::Busy, "the shim was told to end"));
         }
         if self.instances.len() >= INSTANCES_MAX {
             let text = format!("{INSTANCES_MAX} instances are known; forget those that exited");

@@ -45,6 +45,7 @@ pub struct Lab {
     pub dir: TempDir,
     pub log_bytes_max: u64,
     pub log_files_max: u32,
+    pub grace_seconds: u32,
 }
 
 impl Lab {
@@ -53,7 +54,7 @@ impl Lab {
         for name in ["run", "data", "logs"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        Lab { dir, log_bytes_max: 1 << 20, log_files_max: 3 }
+        Lab { dir, log_bytes_max: 1 << 20, log_files_max: 3, grace_seconds: 30 }
     }
 
     /// A lab whose shim serves, and a connection that has said hello.
@@ -82,6 +83,7 @@ impl Lab {
             .arg(fake_helper())
             .args(["--log-max-bytes", &self.log_bytes_max.to_string()])
             .args(["--log-max-files", &self.log_files_max.to_string()])
+            .args(["--grace-seconds", &self.grace_seconds.to_string()])
             .stdin(Stdio::null());
         command
     }

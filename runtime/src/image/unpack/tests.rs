@@ -138,8 +138,8 @@ fn bombs_and_damage_are_clear_errors() {
     };
     check(sized(T::Regular, 17 << 30), "16 GiB");
     check(sized(T::Regular, 4096), "middle");
-    check(sized(T::GNULongName, 1 << 40), "1 MiB in an extension header");
-    check(sized(T::XHeader, 1 << 40), "1 MiB in an extension header");
+    check(sized(T::GNULongName, 1 << 40), "1 MiB in the extension headers");
+    check(sized(T::XHeader, 1 << 40), "1 MiB in the extension headers");
     let mut pax = Vec::new();
     raw(&mut pax, T::XHeader, "pax", "", b"13 size=9999\n");
     check(end(pax), "a size in a pax header");
@@ -236,4 +236,20 @@ fn no_random_archive_writes_outside() {
         *outcomes.entry(result.is_ok()).or_default() += 1;
     }
     assert!(outcomes.len() == 2, "both outcomes happen: {outcomes:?}");
+}
+
+/// Each header was within its bound; their attributes together were kept in memory, of however many.
+#[test]
+fn extension_headers_of_one_entry_have_one_bound() {
+    let value = "x".repeat(400 << 10);
+    let mut tar = Vec::new();
+    for number in 0..3 {
+        // "LENGTH KEY=VALUE\n", where LENGTH counts its own six digits too.
+        let rest = format!(" SCHILY.xattr.user.n{number}={value}\n");
+        raw(&mut tar, tar::EntryType::XHeader, "x", "", format!("{}{rest}", rest.len() + 6).as_bytes());
+    }
+    raw(&mut tar, tar::EntryType::Regular, "file", "", b"");
+    let (result, _dir) = unpack_beside_witness(&end(tar));
+    let told = result.expect_err("refused").to_string();
+    assert!(told.contains("1 MiB in the extension headers"), "{told}");
 }
