@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
@@ -83,21 +83,36 @@ impl Control {
 
     /// A connection of the administrator.
     pub async fn connect(&self) -> Client {
+        Client { token: Some(self.token.clone()), ..self.try_connect(None).await.expect("connects") }
+    }
+
+    /// A connection without a token, with a client's certificate and key if there are any. With TLS 1.3 a certificate
+    /// that is refused is told of with the first answer.
+    pub async fn try_connect(
+        &self,
+        certificate: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+    ) -> std::io::Result<Client> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.ca()).expect("the authority")).expect("an authority");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .expect("versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let stream = TcpStream::connect(&self.address).await.expect("connects");
+            .with_root_certificates(roots);
+        let config = match certificate {
+            Some((certificate, key)) => {
+                config.with_client_auth_cert(vec![certificate], key).expect("a certificate and its key")
+            }
+            None => config.with_no_client_auth(),
+        };
+        let stream = TcpStream::connect(&self.address).await?;
         let name = ServerName::try_from("127.0.0.1").expect("a name");
-        let tls = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("TLS");
-        let (sender, connection) = http1::handshake(TokioIo::new(tls)).await.expect("HTTP");
+        let tls = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        let (sender, connection) =
+            http1::handshake(TokioIo::new(tls)).await.map_err(std::io::Error::other)?;
         // It ends with the client, or with the server; a request then says so.
         tokio::spawn(connection);
-        Client { sender, token: Some(self.token.clone()) }
+        Ok(Client { sender, token: None })
     }
 }
 
@@ -121,6 +136,11 @@ pub struct Ask<'a> {
 impl Client {
     /// Sends; the head of the answer, its body yet to come.
     pub async fn send(&mut self, ask: Ask<'_>) -> hyper::Response<Incoming> {
+        self.try_send(ask).await.expect("an answer")
+    }
+
+    /// Sends, on a connection that may be refused.
+    pub async fn try_send(&mut self, ask: Ask<'_>) -> hyper::Result<hyper::Response<Incoming>> {
         let mut request = Request::builder().method(ask.method).uri(ask.path).header("host", "127.0.0.1");
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -132,8 +152,8 @@ impl Client {
             request = request.header("accept", ask.accept);
         }
         let request = request.body(Full::new(ask.body.unwrap_or_default())).expect("a request");
-        self.sender.ready().await.expect("the connection lives");
-        self.sender.send_request(request).await.expect("an answer")
+        self.sender.ready().await?;
+        self.sender.send_request(request).await
     }
 
     /// Sends; the code and the body.

@@ -6,3 +6,4 @@ mod control;
 #[path = "../storage/etcd.rs"]
 mod etcd;
 mod kubectl;
+mod who;
