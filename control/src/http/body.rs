@@ -1,6 +1,6 @@
 //! Bodies: whole ones read within bounds, streams that are pulled.
 
-use super::negotiate::Shown;
+use super::negotiate::{Shape, Shown};
 use super::{BODY, BODY_BYTES_MAX, Context};
 use crate::registry::{WatchEvent, WatchStream};
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -74,11 +74,18 @@ pub(super) fn events(watch: WatchStream, shown: Shown, context: Arc<Context>) ->
 
 fn line(event: WatchEvent, shown: Shown) -> String {
     let (kind, object) = match event {
-        WatchEvent::Added(object) => ("ADDED", shown.of(object)),
-        WatchEvent::Modified(object) => ("MODIFIED", shown.of(object)),
-        WatchEvent::Deleted(object) => ("DELETED", shown.of(object)),
-        WatchEvent::Bookmark(object) => ("BOOKMARK", shown.of(object)),
-        WatchEvent::Error(error) => ("ERROR", status(error)),
+        WatchEvent::Added(object) => ("ADDED", object),
+        WatchEvent::Modified(object) => ("MODIFIED", object),
+        WatchEvent::Deleted(object) => ("DELETED", object),
+        WatchEvent::Bookmark(object) => ("BOOKMARK", object),
+        WatchEvent::Error(error) => return framed("ERROR", &status(error)),
     };
-    format!("{}\n", json!({"type": kind, "object": object}))
+    match shown.shape {
+        Shape::Whole => framed(kind, &object),
+        _ => framed(kind, &shown.of(Arc::unwrap_or_clone(object))),
+    }
+}
+
+fn framed(kind: &str, object: &Value) -> String {
+    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
 }

@@ -15,6 +15,7 @@ pub use table::RESOURCES;
 
 use crate::object;
 use crate::registry::{Part, Resource, Subresource};
+use coracle_api::field::Errors;
 use coracle_api::status::StatusError;
 use serde_json::{Value, json};
 
@@ -85,6 +86,13 @@ pub(crate) fn admit_delete(resource: &Resource, name: &str) -> Result<(), Status
         return Err(StatusError::forbidden(resource.group_resource(), name, why));
     }
     Ok(())
+}
+
+/// What is wrong with ephemeral containers; those that are there stay as they are.
+pub(crate) fn validate_ephemeral(new: &Value, old: &Value) -> Result<(), Errors> {
+    let mut errors = Errors::default();
+    pod::validate_ephemeral(new, old, &mut errors);
+    errors.into_result()
 }
 
 /// The condition of a pod that has its node.

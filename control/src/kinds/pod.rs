@@ -356,6 +356,39 @@ pub(super) fn not_negative(object: &Value, key: &str, path: &Path, errors: &mut 
     }
 }
 
+/// `ValidatePodEphemeralContainersUpdate`: containers are added, and nothing else.
+pub(super) fn validate_ephemeral(new: &Value, old: &Value, errors: &mut Errors) {
+    let path = Path::new("spec").child("ephemeralContainers");
+    let volumes: BTreeSet<&str> =
+        items(new, &["spec", "volumes"]).iter().map(|volume| text(volume, &["name"])).collect();
+    let regular = ["containers", "initContainers"].into_iter().flat_map(|list| items(new, &["spec", list]));
+    let mut names: BTreeSet<&str> = regular.map(|container| text(container, &["name"])).collect();
+    for (index, container) in items(new, &["spec", "ephemeralContainers"]).iter().enumerate() {
+        let path = path.index(index);
+        validate_container(container, &path, &volumes, &mut names, errors);
+        for key in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"] {
+            if !at(container, &[key]).is_null() {
+                errors.forbidden(&path.child(key), "cannot be set for an Ephemeral Container");
+            }
+        }
+    }
+    for (index, before) in items(old, &["spec", "ephemeralContainers"]).iter().enumerate() {
+        let name = text(before, &["name"]);
+        let now = items(new, &["spec", "ephemeralContainers"]).iter().find(|c| text(c, &["name"]) == name);
+        match now {
+            Some(now) if now == before => {}
+            Some(_) => {
+                let why = format!("existing ephemeral containers \"{name}\" may not be changed\n");
+                errors.forbidden(&path.index(index), why);
+            }
+            None => {
+                let why = format!("existing ephemeral containers \"{name}\" may not be removed\n");
+                errors.forbidden(&path, why);
+            }
+        }
+    }
+}
+
 /// Of a pod only images, deadlines that come nearer and tolerations that are added may change.
 pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("spec");

@@ -116,7 +116,11 @@ pub static RESOURCES: &[Resource] = &[
             "status.nominatedNodeName",
             "spec.host",
         ],
-        subresources: &[BINDING, status("Pod")],
+        subresources: &[
+            BINDING,
+            part("ephemeralcontainers", Part::EphemeralContainers, "Pod"),
+            status("Pod"),
+        ],
         default: pod::default,
         prepare_create: pod::prepare_create,
         validate: pod::validate,

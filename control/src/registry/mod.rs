@@ -18,6 +18,7 @@ mod delete;
 mod list;
 mod meta;
 pub mod options;
+mod recent;
 mod resource;
 mod scale;
 pub mod selector;
@@ -36,7 +37,9 @@ use crate::object;
 use crate::storage::{Entry, Revision, Storage, StorageError};
 use bytes::Bytes;
 use coracle_api::status::StatusError;
+use recent::Recent;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// How often a write is tried again because another one was faster.
 const RETRIES_MAX: usize = 8;
@@ -82,12 +85,14 @@ pub struct Registry {
     services: ServiceRange,
     /// The authority's certificate, for `kube-root-ca.crt`.
     root_ca: Bytes,
+    /// What watches read.
+    recent: Arc<Recent>,
 }
 
 impl Registry {
     /// Over a storage; `root_ca` is PEM.
     pub fn new(storage: Storage, services: ServiceRange, root_ca: impl Into<Bytes>) -> Registry {
-        Registry { storage, services, root_ca: root_ca.into() }
+        Registry { storage, services, root_ca: root_ca.into(), recent: Arc::new(Recent::new()) }
     }
 
     /// The storage beneath.

@@ -52,6 +52,8 @@ pub enum Part {
     Approval,
     /// `spec.nodeName` of a pod, once.
     Binding,
+    /// `spec.ephemeralContainers` of a pod.
+    EphemeralContainers,
     /// `spec.replicas`, as a Scale.
     Scale,
 }

@@ -9,13 +9,15 @@
 //! and ends with 410.
 
 use super::options::{Start, WatchOptions};
+use super::recent::Recent;
 use super::selector::Selector;
-use super::{Registry, Resource, Target, load, refused, stamp};
+use super::{Registry, Resource, Target, refused, stamp};
 use crate::object;
 use crate::storage::{Change, Entry, Event, ListQuery, Revision, StorageError, Watch};
 use coracle_api::status::StatusError;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -26,13 +28,13 @@ const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub enum WatchEvent {
     /// It is new, or new to the selector.
-    Added(Value),
+    Added(Arc<Value>),
     /// It changed.
-    Modified(Value),
+    Modified(Arc<Value>),
     /// It is gone, or gone from the selector; as it was last.
-    Deleted(Value),
+    Deleted(Arc<Value>),
     /// Nothing but a version.
-    Bookmark(Value),
+    Bookmark(Arc<Value>),
     /// The watch is over.
     Error(StatusError),
 }
@@ -41,6 +43,7 @@ pub enum WatchEvent {
 #[derive(Debug)]
 pub struct WatchStream {
     resource: &'static Resource,
+    recent: Arc<Recent>,
     selector: Selector,
     /// What was there at the start.
     initial: VecDeque<Entry>,
@@ -98,6 +101,7 @@ impl Registry {
         }
         Ok(WatchStream {
             resource,
+            recent: self.recent.clone(),
             selector,
             initial,
             initial_end: (list && options.start == Start::InitialEvents).then_some(after),
@@ -162,7 +166,7 @@ impl WatchStream {
     /// What can be said without waiting.
     fn ready(&mut self) -> Result<Option<WatchEvent>, StatusError> {
         while let Some(entry) = self.initial.pop_front() {
-            let object = load(self.resource, &entry)?;
+            let object = self.recent.object(self.resource, &entry)?;
             if self.selector.matches(&object) {
                 return Ok(Some(WatchEvent::Added(object)));
             }
@@ -180,14 +184,15 @@ impl WatchStream {
 
     /// The event as this client sees it.
     fn seen(&self, event: &Event) -> Result<Option<WatchEvent>, StatusError> {
-        let wanted = |entry: &Entry| -> Result<Option<Value>, StatusError> {
-            let object = load(self.resource, entry)?;
+        let wanted = |entry: &Entry| -> Result<Option<Arc<Value>>, StatusError> {
+            let object = self.recent.object(self.resource, entry)?;
             Ok(self.selector.matches(&object).then_some(object))
         };
         // What leaves the view is shown as it was, with the version of its leaving.
-        let gone = |mut object: Value| {
+        let gone = |object: Arc<Value>| {
+            let mut object = Arc::unwrap_or_clone(object);
             stamp(&mut object, event.revision);
-            WatchEvent::Deleted(object)
+            WatchEvent::Deleted(Arc::new(object))
         };
         Ok(match &event.change {
             Change::Created(entry) => wanted(entry)?.map(WatchEvent::Added),
@@ -211,6 +216,6 @@ impl WatchStream {
         if initial_end {
             object::set_meta(&mut object, "annotations", json!({"k8s.io/initial-events-end": "true"}));
         }
-        WatchEvent::Bookmark(object)
+        WatchEvent::Bookmark(Arc::new(object))
     }
 }

@@ -246,7 +246,14 @@ impl Registry {
                     if owners == Owners::Applied {
                         object::set_meta(&mut new, "managedFields", managed);
                     }
-                    if part.what == Part::Scale && resource.generation {
+                    if part.what == Part::EphemeralContainers {
+                        (resource.default)(&mut new);
+                        kinds::validate_ephemeral(&new, &old).map_err(|errors| {
+                            StatusError::invalid(resource.group_kind(), &target.name, &errors)
+                        })?;
+                    }
+                    let counts = matches!(part.what, Part::Scale | Part::EphemeralContainers);
+                    if counts && resource.generation {
                         meta::bump_generation(&mut new, &old);
                     }
                     own(&mut new);
@@ -487,6 +494,7 @@ fn with_part(new: &Value, old: &Value, part: &Subresource) -> Value {
         }
         Part::Finalize => copy(&["spec", "finalizers"]),
         Part::Approval => copy(&["status", "conditions"]),
+        Part::EphemeralContainers => copy(&["spec", "ephemeralContainers"]),
         Part::Scale => copy(&["spec", "replicas"]),
         Part::Binding => {
             copy(&["spec", "nodeName"]);

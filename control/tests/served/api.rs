@@ -208,6 +208,27 @@ async fn deletion_waits_for_grace_and_for_finalizers() {
 }
 
 #[tokio::test]
+async fn ephemeral_containers_are_added_and_stay() {
+    let control = Control::start(&[]);
+    let mut client = control.connect().await;
+    made(&mut client, PODS, &pod("p")).await;
+    let path = format!("{PODS}/p/ephemeralcontainers");
+    let containers =
+        |image: &str| json!({"spec": {"ephemeralContainers": [{"name": "debug", "image": image}]}});
+    let (code, added) = client.json("PATCH", &path, Some(&containers("busybox"))).await;
+    assert_eq!((code, &added["metadata"]["generation"]), (200, &json!(2)), "{added}");
+    assert_eq!(added["spec"]["ephemeralContainers"][0]["imagePullPolicy"], "Always");
+    let (code, refused) = client.json("PATCH", &path, Some(&containers("other"))).await;
+    assert_eq!((code, &refused["reason"]), (422, &json!("Invalid")), "{refused}");
+    let elsewhere =
+        json!({"spec": {"containers": [{"name": "c", "image": "i"}, {"name": "d", "image": "i"}]}});
+    let (code, refused) = client.json("PATCH", &format!("{PODS}/p"), Some(&elsewhere)).await;
+    assert_eq!(code, 422);
+    let why = "Pod \"p\" is invalid: spec: Forbidden: pod updates may not add or remove containers";
+    assert_eq!(refused["message"], why);
+}
+
+#[tokio::test]
 async fn generation_counts_changes_of_the_spec_and_status_has_its_own_path() {
     let control = Control::start(&[]);
     let mut client = control.connect().await;
@@ -380,7 +401,7 @@ async fn discovery_says_of_every_kind_what_upstream_says() {
         }
     }
     println!("{served} served as upstream; not yet: {}", missing.join(" "));
-    assert!(served >= 63, "{served}");
+    assert!(served >= 64, "{served}");
     let (_, groups) = client.json("GET", "/apis", None).await;
     let preferred = |g: &Value| g["name"] == "autoscaling" && g["preferredVersion"]["version"] == "v2";
     assert!(groups["groups"].as_array().expect("a list").iter().any(preferred));

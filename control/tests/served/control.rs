@@ -19,9 +19,12 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// Beside the tests' own directory. Not `CARGO_BIN_EXE_…`: the workspace's compiler wrapper is a shell script, and dash
+/// In `CORACLE_BIN_DIR`, or beside the tests' own directory. Not `CARGO_BIN_EXE_…`: the workspace's compiler wrapper is a shell script, and dash
 /// drops variables whose names have a hyphen.
 pub fn binary() -> PathBuf {
+    if let Some(directory) = std::env::var_os("CORACLE_BIN_DIR") {
+        return Path::new(&directory).join("coracle-control");
+    }
     let test = std::env::current_exe().expect("this program");
     let directory = test.parent().and_then(Path::parent).expect("target/PROFILE/deps");
     directory.join("coracle-control")
