@@ -67,16 +67,16 @@ impl Selector {
 
 /// The value of a selectable field; what is not set is Go's zero of its type.
 fn field<'a>(object: &'a Value, field: &str) -> Cow<'a, str> {
-    let path: Vec<&str> = match field {
+    let path = match field {
         // Upstream's names for what lies elsewhere.
-        "source" => vec!["source", "component"],
-        "spec.host" => vec!["spec", "nodeName"],
-        field => field.split('.').collect(),
+        "source" => "source.component",
+        "spec.host" => "spec.nodeName",
+        field => field,
     };
-    match object::at(object, &path) {
-        Value::String(text) => Cow::Borrowed(text),
-        Value::Bool(value) => Cow::Borrowed(if *value { "true" } else { "false" }),
-        Value::Number(number) => Cow::Owned(number.to_string()),
+    match path.split('.').try_fold(object, |value, key| value.get(key)) {
+        Some(Value::String(text)) => Cow::Borrowed(text),
+        Some(Value::Bool(value)) => Cow::Borrowed(if *value { "true" } else { "false" }),
+        Some(Value::Number(number)) => Cow::Owned(number.to_string()),
         _ => Cow::Borrowed(match field {
             "spec.unschedulable" | "spec.hostNetwork" => "false",
             "status.replicas" | "status.successful" => "0",

@@ -126,35 +126,40 @@ fn over(error: StorageError) -> StatusError {
 impl WatchStream {
     /// The next event; `None` when the watch is over.
     pub async fn next(&mut self) -> Option<WatchEvent> {
+        match &self.state {
+            State::Watching(_) => {}
+            State::Failed(error) => {
+                let error = error.clone();
+                return self.fail(error);
+            }
+            State::Over => return None,
+        }
+        let deadline = if self.bookmarks { self.ends.min(self.next_bookmark) } else { self.ends };
+        match tokio::time::timeout_at(deadline, self.visible()).await {
+            Ok(Ok(event)) => Some(event),
+            Ok(Err(error)) => self.fail(error),
+            Err(_) if Instant::now() < self.ends => {
+                self.next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
+                let State::Watching(watch) = &self.state else { return None };
+                Some(self.bookmark(watch.position(), false))
+            }
+            Err(_) => {
+                self.state = State::Over;
+                None
+            }
+        }
+    }
+
+    /// Waits for an event that this client sees. Those that it does not see cost no timer. Cancel-safe.
+    async fn visible(&mut self) -> Result<WatchEvent, StatusError> {
         loop {
-            match self.ready() {
-                Ok(Some(event)) => return Some(event),
-                Ok(None) => {}
-                Err(error) => return self.fail(error),
+            if let Some(event) = self.ready()? {
+                return Ok(event);
             }
-            let watch = match &mut self.state {
-                State::Watching(watch) => watch,
-                State::Failed(error) => {
-                    let error = error.clone();
-                    return self.fail(error);
-                }
-                State::Over => return None,
+            let State::Watching(watch) = &mut self.state else {
+                return Err(StatusError::internal("the watch is over"));
             };
-            tokio::select! {
-                step = watch.next() => match step {
-                    Ok(events) => self.events.extend(events),
-                    Err(error) => return self.fail(over(error)),
-                },
-                () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => {
-                    self.next_bookmark = Instant::now() + BOOKMARK_INTERVAL;
-                    let position = watch.position();
-                    return Some(self.bookmark(position, false));
-                }
-                () = tokio::time::sleep_until(self.ends) => {
-                    self.state = State::Over;
-                    return None;
-                }
-            }
+            self.events.extend(watch.next().await.map_err(over)?);
         }
     }
 
