@@ -424,3 +424,74 @@ fn histories() {
         );
     }
 }
+
+/// Objects and sets that nobody should send are refused or owned, never more.
+#[test]
+fn hostile_objects() {
+    let mut seed = 17_u64;
+    let mut random = move |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(seed >> 33).expect("31 bits") % below
+    };
+    let names = [
+        "metadata",
+        "spec",
+        "template",
+        "containers",
+        "name",
+        "ports",
+        "containerPort",
+        "labels",
+        "finalizers",
+        "managedFields",
+        "manager",
+        "operation",
+        "Update",
+        "fieldsV1",
+        "f:spec",
+        "k:{\"name\":\"a\"}",
+        "v:1",
+        ".",
+    ];
+    fn make(random: &mut dyn FnMut(usize) -> usize, names: &[&str], deep: usize) -> Value {
+        match random(if deep == 0 { 4 } else { 12 }) {
+            0 => Value::Null,
+            1 => json!(random(3)),
+            2 => json!(["a", "b", "Apply", "Update"][random(4)]),
+            3 => json!(true),
+            4 | 5 => Value::Array((0..random(4)).map(|_| make(random, names, deep - 1)).collect()),
+            _ => (0..random(6))
+                .map(|_| (names[random(names.len())].to_owned(), make(random, names, deep - 1)))
+                .collect(),
+        }
+    }
+    let change = by("Deployment", "k");
+    let mut merged = 0;
+    for _ in 0..10_000 {
+        let (live, config) = (make(&mut random, &names, 6), make(&mut random, &names[..9], 6));
+        merged += usize::from(apply(&change, Some(&live), &config, true).is_ok());
+        let mut new = config.clone();
+        update(&change, &live, &mut new);
+    }
+    assert!(merged > 100, "not everything is refused: {merged}");
+}
+
+/// As many managers and items as a body may hold cost no more than a body may.
+#[test]
+fn long_objects() {
+    let entry = |n: usize| json!({"manager": n.to_string(), "operation": "Update", "apiVersion": "v1", "fieldsV1": {"f:data": {"f:a": {}}}});
+    let mut live = map(json!({"a": "1"}));
+    live["metadata"]["managedFields"] = (0..5000).map(entry).collect();
+    let mut new = live.clone();
+    new["data"]["b"] = "2".into();
+    update(&by("ConfigMap", "k"), &live, &mut new);
+    assert_eq!(owners(&new).len(), UPDATE_MANAGERS_MAX);
+    let finalizers = |range: std::ops::Range<usize>| {
+        let mut object = map(json!({}));
+        object["metadata"]["finalizers"] = range.map(|n| Value::from(n.to_string())).collect();
+        object
+    };
+    let live = applied("ConfigMap", "k", None, &finalizers(0..20_000)).expect("made");
+    let live = applied("ConfigMap", "l", Some(&live), &finalizers(10_000..30_000)).expect("shared");
+    assert_eq!(live["metadata"]["finalizers"].as_array().map(Vec::len), Some(30_000));
+}

@@ -156,10 +156,16 @@ fn wrong_types_read_as_upstreams() {
 
 #[test]
 fn times_are_rfc_3339() {
-    let fits = |time: &str| decoded("v1", "Pod", json!({"metadata": {"creationTimestamp": time}})).is_ok();
-    for good in ["2024-02-29T00:00:00Z", "2023-01-31T23:59:59.123456+02:00"] {
-        assert!(fits(good), "{good}");
-    }
+    let check = |time: &str, expected: Option<[&str; 2]>| {
+        let whole = decoded("v1", "Pod", json!({"metadata": {"creationTimestamp": time}}));
+        let micro = decoded("coordination.k8s.io/v1", "Lease", json!({"spec": {"renewTime": time}}));
+        let found = whole.ok().map(|d| d.value["metadata"]["creationTimestamp"].clone());
+        assert_eq!(found, expected.map(|[whole, _]| whole.into()), "{time}");
+        let found = micro.ok().map(|d| d.value["spec"]["renewTime"].clone());
+        assert_eq!(found, expected.map(|[_, micro]| micro.into()), "{time}");
+    };
+    check("2024-02-29T00:00:00Z", Some(["2024-02-29T00:00:00Z", "2024-02-29T00:00:00.000000Z"]));
+    check("2023-01-31T23:59:59.1234567+02:00", Some(["2023-01-31T21:59:59Z", "2023-01-31T21:59:59.123456Z"]));
     for bad in [
         "2023-02-29T00:00:00Z",
         "2023-13-01T00:00:00Z",
@@ -167,6 +173,62 @@ fn times_are_rfc_3339() {
         "2023-01-01",
         "é023-01-01T00:00:00Z",
     ] {
-        assert!(!fits(bad), "{bad}");
+        check(bad, None);
     }
+}
+
+/// Anything is made canonical or refused; canonical is a fixed point, and survives its own text.
+#[test]
+fn hostile_objects() {
+    let mut seed = 13_u64;
+    let mut random = move |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(seed >> 33).expect("31 bits") % below
+    };
+    let names = [
+        "metadata",
+        "spec",
+        "containers",
+        "name",
+        "ports",
+        "containerPort",
+        "resources",
+        "limits",
+        "cpu",
+        "labels",
+        "creationTimestamp",
+        "volumes",
+        "emptyDir",
+        "sizeLimit",
+        "readinessProbe",
+        "httpGet",
+        "port",
+        "odd",
+    ];
+    fn make(random: &mut dyn FnMut(usize) -> usize, names: &[&str], deep: usize) -> Value {
+        match random(if deep == 0 { 5 } else { 14 }) {
+            0 => Value::Null,
+            1 => json!(random(3)),
+            2 => json!(["a", "1Gi", "2024-01-01T00:00:00Z", ""][random(4)]),
+            3 => json!(random(2) == 0),
+            4 => json!(1.5),
+            5 | 6 => Value::Array((0..random(4)).map(|_| make(random, names, deep - 1)).collect()),
+            _ => (0..random(6))
+                .map(|_| (names[random(names.len())].to_owned(), make(random, names, deep - 1)))
+                .collect(),
+        }
+    }
+    let form = schema::kind("v1", "Pod").expect("a known kind");
+    let mut fitted = 0;
+    for _ in 0..20_000 {
+        let value = make(&mut random, &names, 7);
+        let text = value.to_string();
+        assert_eq!(json(text.as_bytes()).expect("JSON").value, value);
+        if let Ok(once) = object(form, value) {
+            fitted += 1;
+            let twice = object(form, once.value.clone()).expect("canonical fits");
+            assert_eq!((&twice.value, twice.strict.len()), (&once.value, 0), "{text}");
+        }
+    }
+    assert!(fitted > 500, "not everything is refused: {fitted}");
 }

@@ -4,10 +4,12 @@
 //! and what is known of their fields comes from `schema`.
 
 pub mod apply;
+pub mod body;
 pub mod decode;
 pub mod field;
 pub mod manifest;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod protobuf;
 pub mod quantity;

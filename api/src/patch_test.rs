@@ -242,12 +242,12 @@ fn strategic_patches_that_are_none() {
 /// Lists as long as a body may hold cost no more than a body may.
 #[test]
 fn long_lists() {
-    let containers: Vec<_> = (0..50_000).map(|n| json!({"name": n.to_string()})).collect();
+    let containers: Vec<_> = (0..20_000).map(|n| json!({"name": n.to_string()})).collect();
     let order: Vec<_> = containers.iter().rev().cloned().collect();
     let target = json!({"spec": {"containers": containers}});
     let patch = json!({"spec": {"containers": order, "$setElementOrder/containers": order}});
     let found = patched("v1/Pod", target.clone(), patch).expect("patched");
-    assert_eq!(found["spec"]["containers"][0]["name"], "49999");
+    assert_eq!(found["spec"]["containers"][0]["name"], "19999");
     let first = json!({"op": "remove", "path": "/spec/containers/0"});
     assert!(json(target, &Value::Array(vec![first; OPERATIONS_MAX])).is_err(), "shifts");
 }
@@ -290,7 +290,7 @@ fn hostile_patches() {
         }
     }
     let form = schema::kind("v1", "Pod").expect("known");
-    for _ in 0..30_000 {
+    for _ in 0..10_000 {
         let target = make(&mut random, &names[..9], 5);
         let patch = make(&mut random, &names, 5);
         if let Ok(found) = strategic(form, target.clone(), patch.clone()) {

@@ -27,7 +27,7 @@ pub enum Scalar {
     MicroTime,
     Quantity,
     IntOrString,
-    /// Any JSON object.
+    /// Any JSON.
     Raw,
     /// `metav1.FieldsV1`.
     Fields,

@@ -228,16 +228,15 @@ impl StatusError {
     }
 
     /// 400: a body that says nothing: `the object provided is unrecognized (must be of type Pod): why (bytes)`.
-    /// Upstream shows the first 100 bytes, in hexadecimal unless they are text.
+    /// Upstream shows the first 30 bytes, in hexadecimal unless they look like JSON.
     pub fn unrecognized(wanted: &str, why: impl fmt::Display, body: &[u8]) -> StatusError {
-        let head = &body[..body.len().min(100)];
-        let shown = match std::str::from_utf8(head) {
-            Ok(text) if !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) => {
-                text.to_owned()
-            }
-            _ => head.iter().map(|b| format!("{b:02x}")).collect(),
-        };
+        let head = &body[..body.len().min(30)];
         let more = if body.len() > head.len() { " ..." } else { "" };
+        let shown = match head.first() {
+            None => "<empty>".to_owned(),
+            Some(b'{') => String::from_utf8_lossy(head).into_owned(),
+            Some(_) => head.iter().map(|b| format!("{b:02x}")).collect(),
+        };
         StatusError::bad_request(format!(
             "the object provided is unrecognized (must be of type {wanted}): {why} ({shown}{more})"
         ))

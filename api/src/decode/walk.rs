@@ -1,5 +1,6 @@
 //! One walk over a value and its form: types are checked, unknown fields found, what is empty left out.
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::{Decoded, STRICT_ERRORS_MAX};
@@ -134,7 +135,8 @@ impl Walk {
             (Scalar::String | Scalar::IntOrString, Value::String(_))
             | (Scalar::Bool, Value::Bool(_))
             | (Scalar::Double, Value::Number(_))
-            | (Scalar::Raw | Scalar::Fields, Value::Object(_)) => true,
+            | (Scalar::Raw, _)
+            | (Scalar::Fields, Value::Object(_)) => true,
             (Scalar::Quantity, Value::String(text)) => {
                 return Ok(text.parse::<Quantity>()?.to_string().into());
             }
@@ -146,12 +148,10 @@ impl Walk {
                 true
             }
             (Scalar::Time, Value::String(text)) => {
-                time(text, RFC3339)?;
-                true
+                return Ok(go_time(time(text, RFC3339)?, false).into());
             }
             (Scalar::MicroTime, Value::String(text)) => {
-                time(text, RFC3339_MICRO)?;
-                true
+                return Ok(go_time(time(text, RFC3339_MICRO)?, true).into());
             }
             _ => false,
         };
@@ -276,7 +276,17 @@ fn base64(text: &str) -> Result<(), usize> {
     if (count + padding) % 4 == 0 { Ok(()) } else { Err(text.len()) }
 }
 
-fn time(text: &str, layout: &'static str) -> Result<(), TypeError> {
+/// A time as Go writes it: in UTC, to the second or the microsecond.
+fn go_time(time: Timestamp, micros: bool) -> String {
+    let seconds =
+        Timestamp::from_second(time.as_second()).map_or_else(|_| time.to_string(), |t| t.to_string());
+    if !micros {
+        return seconds;
+    }
+    format!("{}.{:06}Z", seconds.trim_end_matches('Z'), time.subsec_nanosecond().max(0) / 1000)
+}
+
+fn time(text: &str, layout: &'static str) -> Result<Timestamp, TypeError> {
     let wrong = || TypeError::Time { text: text.to_owned(), layout };
     let digits = |range: std::ops::Range<usize>| {
         text.get(range).filter(|t| t.bytes().all(|b| b.is_ascii_digit())).and_then(|t| t.parse::<u32>().ok())
@@ -299,5 +309,8 @@ fn time(text: &str, layout: &'static str) -> Result<(), TypeError> {
     let rest = rest.strip_prefix('.').map_or(rest, |r| r.trim_start_matches(|c: char| c.is_ascii_digit()));
     let zone = rest == "Z"
         || matches!(rest.as_bytes(), [b'+' | b'-', a, b, b':', c, d] if [a, b, c, d].iter().all(|b| b.is_ascii_digit()));
-    if marks && ranges && zone { Ok(()) } else { Err(wrong()) }
+    if !(marks && ranges && zone) {
+        return Err(wrong());
+    }
+    text.parse().map_err(|_| wrong())
 }
