@@ -163,12 +163,17 @@ fn aggregated_resource(resource: &Resource) -> Value {
     item
 }
 
+/// The version of the API, and of this program.
+pub(super) fn git_version() -> String {
+    concat!("v1.35.0+coracle.", env!("CARGO_PKG_VERSION")).into()
+}
+
 /// `/version`: the API's version, of which kubectl tolerates one minor more or less.
 pub(super) fn version() -> Value {
     json!({
         "major": "1",
         "minor": "35",
-        "gitVersion": concat!("v1.35.0+coracle.", env!("CARGO_PKG_VERSION")),
+        "gitVersion": git_version(),
         "gitCommit": "",
         "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z",

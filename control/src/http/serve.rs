@@ -19,14 +19,26 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 /// What is served beside the API itself.
-const SERVED: &[&str] = &["/version", "/metrics", "/healthz", "/livez", "/readyz", "/openapi/v3"];
+const SERVED: &[&str] = &["/version", "/metrics", "/healthz", "/livez", "/readyz", "/openapi/"];
+
+const OPENAPI_V2: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 type Response = hyper::Response<Body>;
 
 /// What a request comes to.
 enum Answer {
-    Object { code: u16, object: Value, warnings: Vec<String>, accepted: Accepted },
-    Text { code: u16, text: String },
+    Object {
+        code: u16,
+        object: Value,
+        warnings: Vec<String>,
+        accepted: Accepted,
+    },
+    Text {
+        code: u16,
+        text: String,
+    },
+    /// kubectl's encoding of OpenAPI v2.
+    OpenApi(Vec<u8>),
     Events(Box<crate::registry::WatchStream>, Shown),
 }
 
@@ -66,6 +78,7 @@ pub(super) async fn answer(
             }
         }
         Ok(Answer::Text { code, text }) => respond(code, "text/plain; charset=utf-8", body::whole(text)),
+        Ok(Answer::OpenApi(bytes)) => respond(200, OPENAPI_V2, body::whole(bytes)),
         Ok(Answer::Events(watch, shown)) => {
             respond(200, "application/json", body::events(*watch, shown, context.clone()))
         }
@@ -152,6 +165,9 @@ async fn plain(
     if let (Route::Other, false) = (route, SERVED.iter().any(|root| path.starts_with(root))) {
         return Ok(Answer::not_found());
     }
+    if path == "/openapi/v2" && accept.contains("proto-openapi.spec.v2") {
+        return Ok(Answer::OpenApi(coracle_api::openapi::v2_protobuf(&openapi::v2())));
+    }
     let accepted = accepted?;
     let aggregated = accepted.shape == Shape::Discovery;
     let whole = Accepted { shape: Shape::Whole, ..accepted };
@@ -164,6 +180,7 @@ async fn plain(
         Route::Group { group } => discovery::group(group),
         Route::Version { group, version } => discovery::resource_list(group, version),
         Route::Other | Route::Resource(_) => match path.trim_end_matches('/') {
+            "/openapi/v2" => Some(openapi::v2()),
             "/version" => Some(discovery::version()),
             "/metrics" => return Ok(Answer::Text { code: 200, text: context.metrics.text() }),
             "/healthz" | "/livez" | "/livez/ping" | "/healthz/ping" => {
@@ -177,7 +194,7 @@ async fn plain(
                     Err(error) => Answer::Text { code: 500, text: format!("[-]storage failed: {error}\n") },
                 });
             }
-            path => openapi::document(path.strip_prefix("/openapi/v3").unwrap_or("none")),
+            path => openapi::v3(path.strip_prefix("/openapi/v3").unwrap_or("none")),
         },
     };
     Ok(found.map_or_else(Answer::not_found, |object| Answer::ok(object, whole)))

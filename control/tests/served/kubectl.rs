@@ -205,6 +205,8 @@ fn kubectl_posts_protobuf_applies_both_ways_scales_and_prints_tables() {
     let misspelt = kubectl.run(&apply, &DEPLOYMENT.replace("replicas", "replicaz")).expect_err("strict");
     assert!(misspelt.contains("unknown field \"spec.replicaz\""), "{misspelt}");
 
+    assert!(kubectl.ok(&["explain", "deployment.spec.strategy"]).contains("rollingUpdate"));
+
     // Server-side apply owns what it says; what somebody else owns is a conflict.
     let server = |manager: &'static str, more: &'static [&'static str]| {
         let manager = format!("--field-manager={manager}");
