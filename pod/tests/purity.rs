@@ -136,6 +136,7 @@ fn crates_keep_their_borders() {
         ("pod", &["coracle-api"]),
         ("shim", &[]),
         ("store", &[]),
+        ("control", &["coracle-api", "coracle-store"]),
         ("runtime", &["coracle-pod", "coracle-shim"]),
         ("agent", &["coracle-api", "coracle-pod", "coracle-runtime", "coracle-shim", "coracle-store"]),
     ];

@@ -14,10 +14,12 @@
 
 mod export;
 mod open;
+mod raw;
 mod record;
 mod sys;
 
 pub use open::{Opened, check};
+pub use raw::RawKind;
 pub use record::{Record, Scan};
 
 use record::{Decoded, decode, encode, prefix, row_key};
@@ -281,13 +283,11 @@ impl Store {
     }
 
     fn newer<R: Record>(&self, key: &str, version: u16) -> StoreError {
-        StoreError::Newer {
-            path: self.dir.clone(),
-            kind: R::KIND,
-            key: key.into(),
-            version,
-            known: R::VERSION,
-        }
+        self.newer_row(R::KIND, key, version, R::VERSION)
+    }
+
+    fn newer_row(&self, kind: &'static str, key: &str, version: u16, known: u16) -> StoreError {
+        StoreError::Newer { path: self.dir.clone(), kind, key: key.into(), version, known }
     }
 
     fn error(&self, error: sled::Error) -> StoreError {

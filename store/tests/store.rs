@@ -1,6 +1,6 @@
 //! What the store promises, on a real disk.
 
-use coracle_store::{Batch, Record, Store, StoreError};
+use coracle_store::{Batch, RawKind, Record, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
@@ -181,4 +181,31 @@ fn a_damaged_export_restores_nothing_rather_than_half() {
     flipped[20] ^= 1;
     assert_eq!(restored(&flipped), 0);
     assert_eq!(restored(&text), 2);
+}
+
+#[test]
+fn raw_rows_come_back_byte_for_byte_in_order_and_apart_from_records() {
+    const OBJECT: RawKind = RawKind { name: "object", version: 1 };
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(&dir.path().join("store"));
+    let mut batch = Batch::new();
+    for key in ["b", "a", "c"] {
+        batch.put_raw(OBJECT, key, &[key.as_bytes(), &[0, 255, 10]].concat());
+    }
+    batch.delete_raw(OBJECT, "c");
+    batch.put("a", &pod("a"));
+    store.commit(batch).expect("commits");
+    drop(store);
+    let store = open(&dir.path().join("store"));
+    let mut seen = Vec::new();
+    let damaged =
+        store.each_raw(OBJECT, |key, bytes| seen.push((key.to_string(), bytes.to_vec()))).expect("reads");
+    assert_eq!(seen, [("a".into(), b"a\0\xff\n".to_vec()), ("b".into(), b"b\0\xff\n".to_vec())]);
+    assert!(damaged.is_empty());
+    let newer = store.each_raw(RawKind { version: 0, ..OBJECT }, |_, _| {});
+    assert!(matches!(newer, Err(StoreError::Newer { version: 1, known: 0, .. })), "{newer:?}");
+
+    let mut batch = Batch::new();
+    batch.put_raw(OBJECT, "d", &vec![0; coracle_store::VALUE_BYTES_MAX + 1]);
+    assert!(matches!(store.commit(batch), Err(StoreError::TooLarge { .. })));
 }

@@ -1,0 +1,83 @@
+//! The HTTP side: TLS connections in, requests to the registry, streams out.
+//!
+//! ```text
+//! accept ─► TLS (client certificate, if any) ─► HTTP/1.1 ─► who ─► may they ─► path ─► registry ─► negotiated answer
+//!                                                                               └─► watch: a body that is pulled
+//! ```
+//! Invariants: nobody writes without being known; every error is a `Status`; every body, connection count and wait has a
+//! bound that is named here; a reader that takes nothing for [`STALLED_WRITE`] loses its connection, and nobody waits for it.
+
+pub mod auth;
+mod body;
+mod connection;
+mod discovery;
+mod metrics;
+mod negotiate;
+mod openapi;
+mod path;
+mod serve;
+
+use crate::registry::Registry;
+use auth::Authenticator;
+use metrics::Metrics;
+use rustls::ServerConfig;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+/// Connections at once; more wait in the listener's backlog.
+const CONNECTIONS_MAX: usize = 8192;
+/// Bytes of a request's body: upstream's bound.
+const BODY_BYTES_MAX: usize = 3 << 20;
+/// From the connection to the end of the TLS handshake, and to the end of a request's head.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// From the head to the end of the body.
+const BODY: Duration = Duration::from_secs(60);
+/// A request that is no watch.
+const REQUEST: Duration = Duration::from_secs(60);
+/// A client that takes nothing of what is sent.
+const STALLED_WRITE: Duration = Duration::from_secs(30);
+
+/// What a request may use.
+#[derive(Debug)]
+pub struct Context {
+    registry: Registry,
+    authenticator: Authenticator,
+    metrics: Metrics,
+}
+
+impl Context {
+    /// Over a registry, for those that the authenticator knows.
+    pub fn new(registry: Registry, authenticator: Authenticator) -> Context {
+        Context { registry, authenticator, metrics: Metrics::default() }
+    }
+}
+
+/// Serves until it is dropped. Connections are tasks of their own.
+///
+/// # Errors
+/// The listener's, when it is beyond mending.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    context: Arc<Context>,
+) -> Result<(), std::io::Error> {
+    let acceptor = TlsAcceptor::from(tls);
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let slot = slots.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // What is wrong with one connection, accept(2) tells of the listener.
+            Err(error) if connection::is_of_the_peer(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        let (acceptor, context) = (acceptor.clone(), context.clone());
+        tokio::spawn(async move {
+            connection::run(stream, acceptor, context).await;
+            drop(slot);
+        });
+    }
+}

@@ -1,0 +1,13 @@
+//! The control plane: what serves the Kubernetes API to boards and kubectl.
+//!
+//! ```text
+//! http (paths, negotiation, who, watch streams) ─► registry (verbs) ─► storage (revisions) ─► sled | etcd
+//!                                                    └─► kinds (defaults, validation: one table)
+//! ```
+
+pub mod http;
+pub mod kinds;
+pub mod object;
+pub mod pki;
+pub mod registry;
+pub mod storage;

@@ -1,0 +1,517 @@
+//! Create, update, patch: how an object comes in.
+
+use super::options::WriteOptions;
+use super::{
+    Part, RETRIES_MAX, Registry, Resource, Subresource, Target, Written, load, meta, refused, seal, stamp,
+};
+use crate::kinds;
+use crate::object;
+use crate::storage::StorageError;
+use coracle_api::apply;
+use coracle_api::decode::{self, Document, FieldValidation};
+use coracle_api::field::{Errors, quoted};
+use coracle_api::patch::{self, PatchType};
+use coracle_api::status::{Reason, StatusError};
+use serde_json::{Value, json};
+
+/// Makes the new object of the stored one, with warnings for whoever asked.
+type Produce<'a> = dyn Fn(&Value) -> Result<(Value, Vec<String>), StatusError> + Sync + 'a;
+
+/// Who records which fields a write owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owners {
+    /// Whatever changed is the writer's.
+    ByChange,
+    /// An apply has said so already.
+    Applied,
+}
+
+impl Registry {
+    /// Adds an object.
+    ///
+    /// # Errors
+    /// 400, 403, 404 for its namespace, 409 when the name is taken, 422.
+    pub async fn create(
+        &self,
+        target: &Target,
+        document: Document,
+        options: &WriteOptions,
+    ) -> Result<Written, StatusError> {
+        let (object, warnings) = accept(target.resource, document, options.validation)?;
+        self.insert(target, object, warnings, options, Owners::ByChange).await
+    }
+
+    async fn insert(
+        &self,
+        target: &Target,
+        mut object: Value,
+        warnings: Vec<String>,
+        options: &WriteOptions,
+        owners: Owners,
+    ) -> Result<Written, StatusError> {
+        let resource = target.resource;
+        match_namespace(target, &mut object)?;
+        (resource.default)(&mut object);
+        self.admit_create(target, &mut object).await?;
+        meta::prepare_create(resource, &mut object)?;
+        if resource.has_status() && !resource.status_on_create {
+            object::remove(&mut object, "status");
+        }
+        (resource.prepare_create)(&mut object);
+        if owners == Owners::ByChange {
+            let api_version = resource.api_version();
+            apply::update(&change(resource, &api_version, options, None), &Value::Null, &mut object);
+        }
+        validate(resource, &object, None)?;
+        let name = object::name(&object).to_string();
+        let claims = self.claim(resource, &mut object, None, options.dry_run).await?;
+        let key = resource.key(&target.namespace, &name);
+        if options.dry_run {
+            return match self.storage.get(&key).await.map_err(refused)? {
+                Some(_) => Err(StatusError::already_exists(resource.group_resource(), &name)),
+                None => Ok(Written { object, warnings }),
+            };
+        }
+        match self.storage.create(&key, seal(resource, &object)).await {
+            Ok(entry) => {
+                stamp(&mut object, entry.modified);
+                if resource.kind == "Namespace" {
+                    self.furnish(&name).await?;
+                }
+                Ok(Written { object, warnings })
+            }
+            Err(error) => {
+                self.release(claims).await;
+                let generated = !object::text(&object, &["metadata", "generateName"]).is_empty();
+                Err(match error {
+                    StorageError::Conflict(_) if generated => {
+                        StatusError::generate_name_conflict(resource.group_resource(), &name, 1)
+                    }
+                    StorageError::Conflict(_) => {
+                        StatusError::already_exists(resource.group_resource(), &name)
+                    }
+                    error => refused(error),
+                })
+            }
+        }
+    }
+
+    /// Replaces an object, or a part of it.
+    ///
+    /// # Errors
+    /// 404, 409 when it is not the version that the object names, 422.
+    pub async fn update(
+        &self,
+        target: &Target,
+        part: Option<&'static Subresource>,
+        document: Document,
+        options: &WriteOptions,
+    ) -> Result<Written, StatusError> {
+        let (mut object, warnings) = accept(target.resource, document, options.validation)?;
+        match_namespace(target, &mut object)?;
+        match_name(target, &mut object)?;
+        let produce = |_: &Value| Ok((object.clone(), warnings.clone()));
+        self.rewrite(target, part, options, Owners::ByChange, &produce).await
+    }
+
+    /// Patches an object, or a part of it. An apply may make it: then the answer is true.
+    ///
+    /// # Errors
+    /// 404, 409, 415, 422.
+    pub async fn patch(
+        &self,
+        target: &Target,
+        part: Option<&'static Subresource>,
+        (how, patch): (PatchType, Document),
+        options: &WriteOptions,
+    ) -> Result<(bool, Written), StatusError> {
+        let resource = target.resource;
+        if how == PatchType::Apply {
+            return self.apply(target, part, patch.value, options).await;
+        }
+        let produce = |old: &Value| {
+            let new = match how {
+                PatchType::Json => patch::json(old.clone(), &patch.value)?,
+                PatchType::StrategicMerge => {
+                    patch::strategic(resource.form(), old.clone(), patch.value.clone())?
+                }
+                PatchType::Merge | PatchType::Apply => {
+                    let mut new = old.clone();
+                    patch::merge(&mut new, patch.value.clone());
+                    new
+                }
+            };
+            let document = Document { value: new, duplicates: patch.duplicates.clone() };
+            let (mut new, warnings) = accept(resource, document, options.validation)?;
+            match_namespace(target, &mut new)?;
+            if object::name(&new) != target.name {
+                let mut errors = Errors::default();
+                let path = coracle_api::field::Path::new("metadata").child("name");
+                errors.invalid(&path, object::name(&new), "field is immutable");
+                return Err(StatusError::invalid(resource.group_kind(), &target.name, &errors));
+            }
+            Ok((new, warnings))
+        };
+        let written = self.rewrite(target, part, options, Owners::ByChange, &produce).await?;
+        Ok((false, written))
+    }
+
+    /// Server-side apply.
+    async fn apply(
+        &self,
+        target: &Target,
+        part: Option<&'static Subresource>,
+        mut config: Value,
+        options: &WriteOptions,
+    ) -> Result<(bool, Written), StatusError> {
+        let resource = target.resource;
+        identify(resource, &config)?;
+        match_namespace(target, &mut config)?;
+        match_name(target, &mut config)?;
+        let api_version = resource.api_version();
+        let change = change(resource, &api_version, options, part);
+        let produce =
+            |old: &Value| Ok((apply::apply(&change, Some(old), &config, options.force)?, Vec::new()));
+        for _ in 0..RETRIES_MAX {
+            let exists = self.storage.get(&target.key()).await.map_err(refused)?.is_some();
+            let written = if exists {
+                self.rewrite(target, part, options, Owners::Applied, &produce).await
+            } else if part.is_some() {
+                return Err(target.not_found());
+            } else {
+                let new = apply::apply(&change, None, &config, options.force)?;
+                self.insert(target, new, Vec::new(), options, Owners::Applied).await
+            };
+            match written {
+                // Somebody else made it, or removed it, in between.
+                Err(error) if exists && error.reason == Reason::NotFound => {}
+                Err(error) if !exists && error.reason == Reason::AlreadyExists => {}
+                written => return written.map(|written| (!exists, written)),
+            }
+        }
+        Err(StatusError::stale(resource.group_resource(), &target.name))
+    }
+
+    /// Makes a new object of the stored one and stores it; again when somebody else was faster.
+    pub(super) async fn rewrite(
+        &self,
+        target: &Target,
+        part: Option<&'static Subresource>,
+        options: &WriteOptions,
+        owners: Owners,
+        produce: &Produce<'_>,
+    ) -> Result<Written, StatusError> {
+        let resource = target.resource;
+        let stale = || StatusError::stale(resource.group_resource(), &target.name);
+        for _ in 0..RETRIES_MAX {
+            let entry = self.storage.get(&target.key()).await.map_err(refused)?;
+            let entry = entry.ok_or_else(|| target.not_found())?;
+            let old = load(resource, &entry)?;
+            let (mut new, warnings) = produce(&old)?;
+            let version = object::text(&new, &["metadata", "resourceVersion"]).to_string();
+            if !version.is_empty() && version != entry.modified.to_string() {
+                return Err(stale());
+            }
+            let uid = object::uid(&new);
+            if !uid.is_empty() && uid != object::uid(&old) {
+                let why = format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    object::uid(&old)
+                );
+                return Err(StatusError::conflict(resource.group_resource(), &target.name, why));
+            }
+            meta::keep(&mut new, &old);
+            let mut claims = Vec::new();
+            let own = |new: &mut Value| {
+                if owners == Owners::ByChange {
+                    let api_version = resource.api_version();
+                    apply::update(&change(resource, &api_version, options, part), &old, new);
+                }
+            };
+            match part {
+                None => {
+                    (resource.default)(&mut new);
+                    keep_status(resource, &mut new, &old);
+                    (resource.prepare_update)(&mut new, &old);
+                    if resource.generation {
+                        meta::bump_generation(&mut new, &old);
+                    }
+                    own(&mut new);
+                    validate(resource, &new, Some(&old))?;
+                    claims = self.claim(resource, &mut new, Some(&old), options.dry_run).await?;
+                }
+                Some(part) => {
+                    let managed = object::at(&new, &["metadata", "managedFields"]).clone();
+                    new = with_part(&new, &old, part);
+                    if owners == Owners::Applied {
+                        object::set_meta(&mut new, "managedFields", managed);
+                    }
+                    if part.what == Part::EphemeralContainers {
+                        (resource.default)(&mut new);
+                        kinds::validate_ephemeral(&new, &old).map_err(|errors| {
+                            StatusError::invalid(resource.group_kind(), &target.name, &errors)
+                        })?;
+                    }
+                    let counts = matches!(part.what, Part::Scale | Part::EphemeralContainers);
+                    if counts && resource.generation {
+                        meta::bump_generation(&mut new, &old);
+                    }
+                    own(&mut new);
+                }
+            }
+            if new == old {
+                return Ok(Written { object: old, warnings });
+            }
+            if options.dry_run {
+                return Ok(Written { object: new, warnings });
+            }
+            let stored = if kinds::is_finished(resource, &new) {
+                let deleted = self.storage.delete(&entry.key, entry.modified).await;
+                if deleted.is_ok() {
+                    self.release_all(resource, &old).await;
+                }
+                deleted
+            } else {
+                self.storage
+                    .update(&entry.key, seal(resource, &new), entry.modified)
+                    .await
+                    .map(|e| e.modified)
+            };
+            match stored {
+                Ok(revision) => {
+                    self.release_dropped(resource, &old, &new).await;
+                    stamp(&mut new, revision);
+                    return Ok(Written { object: new, warnings });
+                }
+                Err(StorageError::Conflict(_)) => {
+                    self.release(claims).await;
+                    if !version.is_empty() {
+                        return Err(stale());
+                    }
+                }
+                Err(error) => {
+                    self.release(claims).await;
+                    return Err(refused(error));
+                }
+            }
+        }
+        Err(stale())
+    }
+
+    /// `pods/NAME/binding`: gives a pod its node, once.
+    ///
+    /// # Errors
+    /// 404, 409 when it has one.
+    pub async fn bind(
+        &self,
+        target: &Target,
+        binding: &Value,
+        options: &WriteOptions,
+    ) -> Result<Value, StatusError> {
+        let node = object::text(binding, &["target", "name"]).to_string();
+        if node.is_empty() {
+            let mut errors = Errors::default();
+            errors.required(&coracle_api::field::Path::new("target").child("name"), "");
+            let kind = coracle_api::status::GroupKind { group: "", kind: "Binding" };
+            return Err(StatusError::invalid(kind, object::name(binding), &errors));
+        }
+        let assign = |old: &Value| {
+            let conflict =
+                |why: String| Err(StatusError::conflict(target.resource.group_resource(), &target.name, why));
+            if object::is_terminating(old) {
+                return conflict(format!(
+                    "pod {} is being deleted, cannot be assigned to a host",
+                    target.name
+                ));
+            }
+            match object::text(old, &["spec", "nodeName"]) {
+                "" => {}
+                other => {
+                    return conflict(format!(
+                        "pod {} is already assigned to node {}",
+                        target.name,
+                        quoted(other)
+                    ));
+                }
+            }
+            let mut new = old.clone();
+            object::fields(object::child(&mut new, "spec")).insert("nodeName".into(), node.clone().into());
+            kinds::pod_scheduled(&mut new, &super::now().to_string());
+            Ok((new, Vec::new()))
+        };
+        self.rewrite(target, Some(&kinds::BINDING), options, Owners::ByChange, &assign).await?;
+        Ok(json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Success", "code": 201}))
+    }
+}
+
+/// What managed fields are told of a write.
+fn change<'a>(
+    resource: &Resource,
+    api_version: &'a str,
+    options: &'a WriteOptions,
+    part: Option<&Subresource>,
+) -> apply::Change<'a> {
+    apply::Change {
+        form: resource.form(),
+        api_version,
+        manager: &options.manager,
+        subresource: part.map_or("", |part| part.name),
+        ignored: match part {
+            None if resource.has_status() && !resource.status_on_create => &["status"],
+            None => &[],
+            Some(part) if part.what == Part::Status => &["spec"],
+            Some(_) => &[],
+        },
+        now: super::now(),
+    }
+}
+
+/// Checks that the body is of the kind, and brings it into form; with warnings for whoever sent it.
+fn accept(
+    resource: &Resource,
+    document: Document,
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>), StatusError> {
+    identify(resource, &document.value)?;
+    let mut strict = decode::duplicates(&document);
+    let mut object = document.value;
+    let fields = object::fields(&mut object);
+    fields.insert("apiVersion".into(), resource.api_version().into());
+    fields.insert("kind".into(), resource.kind.into());
+    let judged = decode::object(resource.form(), object).and_then(|decoded| {
+        strict.extend(decoded.strict);
+        Ok((decoded.value, validation.judge(strict)?))
+    });
+    judged.map_err(|error| StatusError::unhandled(resource.kind, resource.version, resource.kind, error))
+}
+
+/// Whether an object says that it is of the kind, or says nothing.
+fn identify(resource: &Resource, object: &Value) -> Result<(), StatusError> {
+    if !object.is_object() {
+        let why = "couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }";
+        return Err(StatusError::unrecognized(resource.kind, why, object.to_string().as_bytes()));
+    }
+    let wanted = resource.api_version();
+    let given = |key: &str, default: &str| match object::text(object, &[key]) {
+        "" => default.to_string(),
+        text => text.to_string(),
+    };
+    let (kind, api_version) = (given("kind", resource.kind), given("apiVersion", &wanted));
+    let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+    if kind != resource.kind || group != resource.group {
+        let why = match kinds::find_kind(group, version, &kind) {
+            Some(found) => format!(
+                "converting ({}.{kind}) to ({}.{}): unknown conversion",
+                found.version,
+                internal_name(resource.group),
+                resource.kind
+            ),
+            None => format!(
+                "no kind {} is registered for version {} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
+                quoted(&kind),
+                quoted(&api_version)
+            ),
+        };
+        return Err(StatusError::unhandled(&kind, version, resource.kind, why));
+    }
+    if version != resource.version {
+        return Err(StatusError::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({wanted})"
+        )));
+    }
+    Ok(())
+}
+
+/// Upstream's name of a group's internal package, which its conversion errors show.
+fn internal_name(group: &str) -> &str {
+    match group.split('.').next() {
+        None | Some("") => "core",
+        Some(first) => first,
+    }
+}
+
+/// The object is the one of the path.
+fn match_name(target: &Target, object: &mut Value) -> Result<(), StatusError> {
+    match object::name(object) {
+        "" => object::set_meta(object, "name", target.name.as_str()),
+        name if name != target.name => {
+            return Err(StatusError::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                target.name
+            )));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn match_namespace(target: &Target, object: &mut Value) -> Result<(), StatusError> {
+    let given = object::namespace(object);
+    if !target.resource.namespaced {
+        object::set_meta(object, "namespace", Value::Null);
+    } else if given.is_empty() {
+        object::set_meta(object, "namespace", target.namespace.as_str());
+    } else if given != target.namespace {
+        return Err(StatusError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    Ok(())
+}
+
+/// An update of the object says nothing about its status.
+fn keep_status(resource: &Resource, new: &mut Value, old: &Value) {
+    if !resource.has_status() {
+        return;
+    }
+    match old.get("status") {
+        Some(status) => {
+            object::fields(new).insert("status".into(), status.clone());
+        }
+        None => {
+            object::remove(new, "status");
+        }
+    }
+}
+
+/// The old object with the part that the request may write.
+fn with_part(new: &Value, old: &Value, part: &Subresource) -> Value {
+    let mut result = old.clone();
+    let mut copy = |path: &[&str]| {
+        let (last, parents) = path.split_last().expect("a path has a name");
+        let parent = parents.iter().fold(&mut result, |value, key| object::child(value, key));
+        match object::at(new, path) {
+            Value::Null => object::remove(parent, last),
+            value => object::fields(parent).insert((*last).into(), value.clone()),
+        };
+    };
+    match part.what {
+        Part::Status => {
+            copy(&["status"]);
+            copy(&["metadata", "labels"]);
+            copy(&["metadata", "annotations"]);
+            copy(&["metadata", "finalizers"]);
+        }
+        Part::Finalize => copy(&["spec", "finalizers"]),
+        Part::Approval => copy(&["status", "conditions"]),
+        Part::EphemeralContainers => copy(&["spec", "ephemeralContainers"]),
+        Part::Scale => copy(&["spec", "replicas"]),
+        Part::Binding => {
+            copy(&["spec", "nodeName"]);
+            copy(&["status", "conditions"]);
+        }
+    }
+    result
+}
+
+fn validate(resource: &Resource, new: &Value, old: Option<&Value>) -> Result<(), StatusError> {
+    let mut errors = Errors::default();
+    meta::validate(resource, new, &mut errors);
+    (resource.validate)(new, &mut errors);
+    if let Some(old) = old {
+        (resource.validate_update)(new, old, &mut errors);
+    }
+    errors
+        .into_result()
+        .map_err(|errors| StatusError::invalid(resource.group_kind(), object::name(new), &errors))
+}
