@@ -11,8 +11,8 @@
 //! ordered; [`plan`] is total. It builds for `wasm32-unknown-unknown`, which the test-suite proves or, where
 //! that standard library is missing, shows from the list of dependencies.
 //!
-//! Left out on purpose: anything about more than one pod (see the agent), and the translation of facts from
-//! the kernel (see `coracle-runtime`).
+//! Planning looks at one pod; only [`fit`] (may it run beside the others) and [`evict`] (which one goes) look at several.
+//! Left out on purpose: the translation of facts from the kernel (see `coracle-runtime`).
 
 pub mod action;
 pub mod admission;
