@@ -75,6 +75,9 @@ pub(super) fn of_pod(hierarchy: &Hierarchy, pod: &PodSpec, pids_max: u64) -> Vec
 pub fn unified(qos: QosClass, resources: &Resources) -> Vec<(&'static str, String)> {
     // The kubelet's default since 1.28: a container that is out of memory ends whole, not by one process.
     let mut files = vec![("memory.oom.group", "1".to_string())];
+    // Runtimes differ in how they make a weight of shares: linearly, as the kubelet does for the levels above, or by the
+    // curve of later ones. All levels of a pod have one scale here.
+    files.push(("cpu.weight", cpu_weight(cpu_shares(resources)).to_string()));
     let (request, limit) = (resources.memory_request_bytes, resources.memory_limit_bytes);
     files.extend(protection(qos).zip(request).map(|(file, bytes)| (file, bytes.to_string())));
     if let (QosClass::Burstable, Some(limit)) = (qos, limit) {
@@ -115,7 +118,7 @@ mod tests {
             let r =
                 Resources { memory_request_bytes: request, memory_limit_bytes: limit, ..Default::default() };
             let files = unified(qos, &r);
-            let files: Vec<_> = files.iter().skip(1).map(|(file, value)| (*file, value.as_str())).collect();
+            let files: Vec<_> = files.iter().skip(2).map(|(file, value)| (*file, value.as_str())).collect();
             assert_eq!(files, expected, "{qos:?} {request:?} {limit:?}");
         };
         check(QosClass::Guaranteed, Some(1000), Some(1000), &[("memory.min", "1000")]);

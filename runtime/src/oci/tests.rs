@@ -93,7 +93,7 @@ fn settings_reach_their_places() {
     check(limits, true, "/linux/resources/memory", json!({"limit": 64 << 20}));
     check(limits, true, "/linux/resources/cpu", json!({"shares": 256, "quota": 25_000, "period": 100_000}));
     check(limits, true, "/linux/resources/unified/memory.min", json!((64 << 20).to_string()));
-    check("", true, "/linux/resources/unified", json!({"memory.oom.group": "1"}));
+    check("", true, "/linux/resources/unified", json!({"cpu.weight": "1", "memory.oom.group": "1"}));
     check("", false, "/linux/namespaces/5", json!({"type": "cgroup"}));
     let privileged = ", \"securityContext\": {\"privileged\": true}";
     check(privileged, false, "/linux/maskedPaths", Value::Null);
