@@ -1,15 +1,30 @@
 //! The unsafe corner: giving back memory that sled zero-fills and never uses.
 
+use std::time::Duration;
+
 /// Mappings smaller than this are not worth the look.
 const MAPPING_BYTES_MIN: usize = 512 * 1024;
+
+/// How often, and at what distance, sled's workers are looked at until they rest: a second in all. Nothing tells of it.
+const REST_TRIES: u32 = 50;
+const REST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Returns every all-zero page of the large private anonymous mappings to the kernel: 21 MB of sled's unused
 /// histograms. Costs about 15 ms. Does nothing while any thread but this one and sled's idle workers exists: such
 /// a thread could write to a page, or unmap it, between the look and the call.
+///
+/// The mappings are kept from huge pages from then on: where those are given unasked, khugepaged would fill the holes
+/// again (Documentation/admin-guide/mm/transhuge.rst).
 pub(crate) fn give_back_zero_pages() {
-    if !alone_but_for_idle_workers() {
-        tracing::debug!("zero pages stay: other threads run");
-        return;
+    let mut tries = 0;
+    while !alone_but_for_idle_workers() {
+        tries += 1;
+        if tries > REST_TRIES {
+            tracing::debug!("zero pages stay: other threads run");
+            return;
+        }
+        // On a slow board a worker that has just been started is still on its way to its first wait.
+        std::thread::sleep(REST_PAUSE);
     }
     // Without the list of mappings nothing is given back, and nothing else changes.
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
@@ -47,21 +62,30 @@ fn page_bytes() -> usize {
 }
 
 fn give_back(start: usize, end: usize, page: usize) {
+    // Refused by a kernel without huge pages, where nothing is to be kept off.
+    advise(start, end, libc::MADV_NOHUGEPAGE);
+    // Whole runs at once: a huge page goes back only as a whole.
+    let mut run = start;
     for at in (start..end).step_by(page) {
         // SAFETY: the kernel has just listed the mapping as readable and private to this process, and nobody
         // else runs who could unmap it. It may be memory that Rust considers uninitialised or borrowed, so it is
         // read by volatile loads and never as a Rust value of its owner.
         let zero = (0..page / size_of::<u64>())
             .all(|n| unsafe { std::ptr::with_exposed_provenance::<u64>(at).add(n).read_volatile() == 0 });
-        if zero {
-            // SAFETY: a private anonymous page that was all zero reads as zero again after MADV_DONTNEED
-            // (madvise(2)), so nobody can tell the difference.
-            let answer = unsafe {
-                libc::madvise(std::ptr::with_exposed_provenance_mut(at), page, libc::MADV_DONTNEED)
-            };
-            if answer != 0 {
+        if !zero {
+            if !advise(run, at, libc::MADV_DONTNEED) {
                 return;
             }
+            run = at + page;
         }
     }
+    advise(run, end, libc::MADV_DONTNEED);
+}
+
+/// Whether the kernel took the advice; none is needed for nothing.
+fn advise(start: usize, end: usize, advice: libc::c_int) -> bool {
+    // SAFETY: the range lies in one private anonymous mapping of this process. MADV_NOHUGEPAGE changes no content, and
+    // MADV_DONTNEED is given for pages alone that were all zero, which read as zero again (madvise(2)).
+    start == end
+        || unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start), end - start, advice) } == 0
 }
