@@ -10,11 +10,14 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 30;
 /// Idle is watched for so long.
 const IDLE: Duration = Duration::from_secs(30);
+/// A pod that takes longer is not going to start.
+const START: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let out = std::env::args().nth(1).context("usage: bench FILE.json")?;
@@ -126,7 +129,7 @@ fn pod(name: &str, script: &str, volumes: &str) -> String {
     let mounts =
         if volumes.is_empty() { "" } else { "    volumeMounts: [{name: bench, mountPath: /bench}]\n" };
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 0\n{volumes}  containers:\n  - name: main\n    image: example.test/busybox:1\n    command: [sh, -c, {script:?}]\n    resources: {{limits: {{memory: 64Mi, cpu: 500m}}}}\n{mounts}"
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 0\n{volumes}  containers:\n  - name: main\n    image: example.test/busybox:1\n    command: [sh, -c, {script:?}]\n    resources: {{requests: {{cpu: 50m}}, limits: {{memory: 64Mi, cpu: 500m}}}}\n{mounts}"
     )
 }
 
@@ -138,8 +141,14 @@ fn pods(figures: &mut Map<String, Value>) -> Result<()> {
     let volumes = format!("  volumes: [{{name: bench, hostPath: {{path: {}}}}}]\n", dir.path().display());
     // Held open for writing here too, so that reading never ends between two pods.
     let hold = File::options().read(true).write(true).open(&fifo)?;
-    let mut lines = BufReader::new(File::open(&fifo)?).lines();
-    let mut next = || lines.next().context("the fifo ended")?.context("read the fifo");
+    let lines = BufReader::new(File::open(&fifo)?).lines();
+    let (told, started) = mpsc::channel();
+    // Ends with the process: a pod that never starts must not keep the bench waiting for its line.
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| told.send(line)));
+    let next = || {
+        let late = || format!("no pod started:\n{}", board.run(&["ps"]).unwrap_or_default());
+        started.recv_timeout(START).with_context(late)
+    };
     figures.insert("pss_kib_0_pods".into(), json!(pss(&board)?.0));
     let script = "echo up > /bench/fifo; exec sleep 1000";
     let mut times = Vec::new();
