@@ -3,7 +3,7 @@
 CARGO ?= cargo
 # Debian packages: to build, and what the tests make images of, serve them with, and mount.
 PACKAGES = build-essential pkg-config libseccomp-dev protobuf-compiler libprotobuf-dev \
-    busybox-static lighttpd docker-registry etcd-server e2fsprogs mount
+    busybox-static lighttpd docker-registry etcd-server e2fsprogs mount iproute2 nftables
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 # The tests on machines that boot. One at a time: each has two processors of its own to emulate.
 VM_TEST = $(CARGO) test --locked --workspace --features coracle-tests/vm

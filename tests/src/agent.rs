@@ -68,6 +68,11 @@ impl Board {
         self.own_mounts = true;
     }
 
+    /// A network namespace made by somebody else, instead of a new one. Before the agent starts.
+    pub fn use_netns(&mut self, netns: File) {
+        self.netns = Some(netns);
+    }
+
     /// The board's network namespace.
     pub fn netns(&self) -> Result<&File> {
         self.netns.as_ref().context("the agent was never started")

@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod census;
+pub mod fleet;
 pub mod image;
 pub mod manifest;
 pub mod registry;

@@ -1,0 +1,231 @@
+//! A control plane and boards, each in a network namespace of its own, as they are on the internet.
+//!
+//! ```text
+//!  board 1 (10.250.1.2) ── veth ──┐
+//!  board 2 (10.250.2.2) ── veth ──┤ the fleet's namespace: coracle-control at 10.250.255.1:6443, kubectl
+//! ```
+//! Boards reach the control plane; nothing reaches a board unless it asked first, as behind NAT. What the control plane is
+//! reached by stays the same when it is killed and started again.
+
+use crate::agent::{Board, binary, deadline, in_namespace};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Instant;
+
+/// Where the control plane is reached, from its own namespace and from every board.
+pub const ADDRESS: &str = "10.250.255.1";
+/// The port of the API.
+pub const PORT: u16 = 6443;
+
+/// A control plane that is gone, with its namespace, when this is dropped. Boards are the caller's: they may live longer.
+#[derive(Debug)]
+pub struct Fleet {
+    dir: tempfile::TempDir,
+    netns: File,
+    arguments: Vec<String>,
+    control: Option<Child>,
+    boards: u8,
+}
+
+impl Fleet {
+    /// Makes the namespace and starts `coracle-control serve` in it, with these arguments besides those it needs.
+    pub fn start(arguments: &[&str]) -> Result<Fleet> {
+        let dir = tempfile::Builder::new().prefix("corf").tempdir()?;
+        let netns = new_netns()?;
+        in_namespace(&netns, || ip(&format!("address add {ADDRESS}/32 dev lo")))??;
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let mut fleet = Fleet { dir, netns, arguments, control: None, boards: 0 };
+        fleet.start_control()?;
+        Ok(fleet)
+    }
+
+    /// The control plane's data directory.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("control")
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.data().join("admin.conf")
+    }
+
+    /// The namespace of the control plane.
+    pub fn netns(&self) -> &File {
+        &self.netns
+    }
+
+    /// `https://…` of the API.
+    pub fn url(&self) -> String {
+        format!("https://{ADDRESS}:{PORT}")
+    }
+
+    /// The control plane's log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("control.log")).unwrap_or_default()
+    }
+
+    /// Starts the control plane, again perhaps, and waits until it answers.
+    pub fn start_control(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.dir.path().join("control.log"))?;
+        let mut command = Command::new(binary("coracle-control")?);
+        command.arg("--data-dir").arg(self.data()).args(["--listen", &format!("{ADDRESS}:{PORT}")]);
+        command.args(&self.arguments).env_remove("JOURNAL_STREAM").env("NO_COLOR", "1");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut control = in_namespace(&self.netns, || command.spawn())??;
+        let until = Instant::now() + deadline();
+        while in_namespace(&self.netns, || TcpStream::connect((ADDRESS, PORT)).is_err())? {
+            if let Some(status) = control.try_wait()? {
+                bail!("the control plane ended ({status}):\n{}", self.log());
+            }
+            ensure!(Instant::now() < until, "the control plane does not answer:\n{}", self.log());
+            std::thread::yield_now();
+        }
+        self.control = Some(control);
+        Ok(())
+    }
+
+    /// SIGKILLs the control plane.
+    pub fn kill_control(&mut self) -> Result<()> {
+        if let Some(mut control) = self.control.take() {
+            control.kill()?;
+            control.wait()?;
+        }
+        Ok(())
+    }
+
+    /// The process of the control plane.
+    pub fn control_pid(&self) -> Option<u32> {
+        self.control.as_ref().map(Child::id)
+    }
+
+    /// A board that reaches this control plane; its agent is not started and it has not joined.
+    pub fn board(&mut self, config: &str) -> Result<Board> {
+        self.boards += 1;
+        let n = self.boards;
+        let mut board = Board::prepare(&format!("node_name = \"board-{n}\"\n{config}"))?;
+        let netns = new_netns()?;
+        in_namespace(&self.netns, || -> Result<()> {
+            use std::os::fd::AsRawFd;
+            let other = format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd());
+            ip(&format!("link add board{n} type veth peer name uplink netns {other}"))?;
+            ip(&format!("address add 10.250.{n}.1/30 dev board{n}"))?;
+            ip(&format!("link set board{n} up"))
+        })??;
+        in_namespace(&netns, || -> Result<()> {
+            ip(&format!("address add 10.250.{n}.2/30 dev uplink"))?;
+            ip("link set uplink up")?;
+            ip(&format!("route add default via 10.250.{n}.1"))?;
+            // Nothing that was not asked for comes in by the uplink.
+            nft(
+                "table inet nat { chain in { type filter hook input priority 0; iifname uplink ct state new drop; }; }",
+            )
+        })??;
+        board.use_netns(netns);
+        Ok(board)
+    }
+
+    /// Takes a board's cable out, or puts it back.
+    pub fn set_link(&self, n: u8, up: bool) -> Result<()> {
+        let state = if up { "up" } else { "down" };
+        in_namespace(&self.netns, || ip(&format!("link set board{n} {state}")))?
+    }
+
+    /// A stock kubectl of the administrator, in the fleet's namespace; `CORACLE_TEST_KUBECTL` names another binary.
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
+        let program = std::env::var_os("CORACLE_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
+        let mut command = Command::new(program);
+        // Its cache of discovery must not be another server's.
+        command.env("HOME", self.dir.path()).env("KUBECONFIG", self.kubeconfig()).args(arguments);
+        command
+    }
+
+    /// Starts what was prepared by [`Fleet::kubectl_command`].
+    pub fn spawn(&self, command: &mut Command) -> Result<Child> {
+        Ok(in_namespace(&self.netns, || command.spawn())??)
+    }
+
+    /// Runs kubectl with this input.
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<Output> {
+        let mut command = self.kubectl_command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.spawn(&mut command).context("start kubectl")?;
+        child.stdin.take().context("piped")?.write_all(input.as_bytes())?;
+        Ok(child.wait_with_output()?)
+    }
+
+    /// What kubectl prints, without the last line's end; an error with what it complained of.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.kubectl_with(arguments, "")?;
+        if !output.status.success() {
+            bail!("kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_string())
+    }
+
+    /// `kubectl apply -f -`.
+    pub fn apply(&self, manifest: &str) -> Result<()> {
+        let output = self.kubectl_with(&["apply", "-f", "-"], manifest)?;
+        ensure!(output.status.success(), "kubectl apply: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
+    }
+
+    /// `kubectl wait`, with this module's deadline: `["pod/web", "--for=condition=Ready"]`.
+    pub fn wait(&self, arguments: &[&str]) -> Result<String> {
+        let timeout = format!("--timeout={}s", deadline().as_secs());
+        let mut all = vec!["wait", &timeout];
+        all.extend(arguments);
+        self.kubectl(&all).with_context(|| self.log())
+    }
+
+    /// One object, or a list, as JSON.
+    pub fn get(&self, arguments: &[&str]) -> Result<Value> {
+        let mut all = vec!["get", "-o", "json"];
+        all.extend(arguments);
+        Ok(serde_json::from_str(&self.kubectl(&all)?)?)
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill_control() {
+            tell(&format!("the control plane was not ended: {error}"));
+        }
+        if std::thread::panicking() {
+            tell(&format!("control plane:\n{}", self.log()));
+        }
+    }
+}
+
+fn tell(text: &str) {
+    // A closed standard error is no reason to fail.
+    writeln!(std::io::stderr(), "{text}").unwrap_or_default();
+}
+
+/// A new network namespace with its loopback up. It lives as long as the file, and what is in it.
+fn new_netns() -> Result<File> {
+    let made = std::thread::spawn(|| -> Result<File> {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
+        ip("link set lo up")?;
+        File::open("/proc/thread-self/ns/net").context("open the namespace")
+    });
+    made.join().map_err(|_| anyhow::anyhow!("making a namespace panicked"))?
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    run(Command::new("ip").args(arguments.split(' ')))
+}
+
+fn nft(rules: &str) -> Result<()> {
+    run(Command::new("nft").arg(rules))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("start {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
