@@ -100,10 +100,12 @@ deny: deps
 	$(CARGO) deny --locked check advisories || echo "advisories were not checked: see above"
 
 # Figures against runc and crun on this machine, as a table and in target/bench.json.
-bench: build
+bench: build kubectl
 	@for p in runc crun; do dpkg -s $$p >/dev/null 2>&1 || apt-get install -y -q --no-install-recommends $$p; done
-	$(CARGO) build --release --locked -p coracle-tests --bin bench
+	$(CARGO) build --release --locked -p coracle-control
+	$(CARGO) build --release --locked -p coracle-tests --bin bench --bin bench_control
 	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/bench target/bench.json
+	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/bench_control target/bench.json
 
 # Figures on emulated machines: target/bench-vm-ARCH.json.
 bench-vm: package-arm64 package-amd64

@@ -6,6 +6,7 @@
 //! out on purpose: any mock of the runtime, of the store or of a registry.
 
 pub mod agent;
+pub mod api;
 pub mod census;
 pub mod fleet;
 pub mod image;

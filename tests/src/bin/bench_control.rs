@@ -1,0 +1,152 @@
+//! The control plane's part of `make bench`: adds its figures to the JSON object that [`bench`] wrote, and prints them.
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use coracle_tests::api::{self, Access};
+use coracle_tests::fleet::Fleet;
+use hyper::Method;
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// Requests whose median is told.
+const CREATES: usize = 300;
+/// How long reading is counted, and on how many connections at once.
+const GET_TIME: Duration = Duration::from_secs(5);
+const GET_CONNECTIONS: usize = 16;
+/// Watches at once, and changes that each of them must see.
+const WATCHERS: usize = 1000;
+const CHANGES: usize = 20;
+/// No event is later than this.
+const LATE: Duration = Duration::from_secs(60);
+
+fn main() -> Result<()> {
+    let out = std::env::args().nth(1).context("usage: bench_control FILE.json")?;
+    let mut figures: Map<String, Value> = match std::fs::read(&out) {
+        Ok(text) => serde_json::from_slice(&text)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Map::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let mut ours = Map::new();
+    let mut fleet = Fleet::start(&[])?;
+    let mut ready = Vec::new();
+    for _ in 0..10 {
+        fleet.kill_control()?;
+        let start = Instant::now();
+        fleet.start_control()?;
+        ready.push(milliseconds(start));
+    }
+    ours.insert("control_ready_ms_median".into(), json!(median(ready)));
+    let creates = api::run(&fleet, creates)?;
+    ours.insert("api_create_pod_ms_median".into(), json!(median(creates)));
+    let gets = api::run(&fleet, gets)?;
+    ours.insert("api_get_per_second".into(), json!(gets));
+    let (lost, slowest) = api::run(&fleet, watches)?;
+    ours.insert("api_watch_1000_lost".into(), json!(lost));
+    ours.insert("api_watch_1000_ms_max".into(), json!(median(vec![slowest])));
+    let mut text = std::io::stdout();
+    for (name, value) in &ours {
+        writeln!(text, "{name:<36} {value}")?;
+    }
+    figures.append(&mut ours);
+    Ok(std::fs::write(&out, serde_json::to_string_pretty(&figures)? + "\n")?)
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.get(values.len() / 2).copied().unwrap_or(f64::NAN);
+    (middle * 100.0).round() / 100.0
+}
+
+fn pod(name: &str) -> Bytes {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": "bench"}},
+        "spec": {
+            // Nobody schedules it: what is measured is the write alone.
+            "schedulerName": "nobody",
+            "containers": [{"name": "main", "image": "example.test/web:1"}],
+        },
+    });
+    pod.to_string().into()
+}
+
+/// One after another, each durable when it is answered.
+async fn creates(access: Access) -> Result<Vec<f64>> {
+    let mut connection = access.connect().await?;
+    let mut times = Vec::new();
+    for n in 0..CREATES {
+        let start = Instant::now();
+        connection.ask(Method::POST, "/api/v1/namespaces/default/pods", pod(&format!("bench-{n}"))).await?;
+        times.push(milliseconds(start));
+    }
+    Ok(times)
+}
+
+/// Reads of one object a second.
+async fn gets(access: Access) -> Result<u64> {
+    let until = Instant::now() + GET_TIME;
+    let mut readers = Vec::new();
+    for _ in 0..GET_CONNECTIONS {
+        let mut connection = access.connect().await?;
+        readers.push(tokio::spawn(async move {
+            let mut count = 0;
+            while Instant::now() < until {
+                let path = "/api/v1/namespaces/default/pods/bench-0";
+                connection.ask(Method::GET, path, Bytes::new()).await?;
+                count += 1;
+            }
+            anyhow::Ok(count)
+        }));
+    }
+    let mut count: u64 = 0;
+    for reader in readers {
+        count += reader.await??;
+    }
+    Ok(count / GET_TIME.as_secs())
+}
+
+/// Many watches of one collection: how many events did not come, and how long the last took from its request.
+async fn watches(access: Access) -> Result<(usize, f64)> {
+    let mut connection = access.connect().await?;
+    let path = "/api/v1/namespaces/default/configmaps";
+    let list: Value = serde_json::from_slice(&connection.ask(Method::GET, path, Bytes::new()).await?)?;
+    let version = list["metadata"]["resourceVersion"].as_str().context("a version")?.to_string();
+    let mut watchers = Vec::new();
+    for _ in 0..WATCHERS {
+        let path = format!("{path}?watch=1&resourceVersion={version}&timeoutSeconds=300");
+        let mut lines = access.connect().await?.watch(&path).await?;
+        watchers.push(tokio::spawn(async move {
+            let read = async {
+                let mut times = Vec::new();
+                while times.len() < CHANGES {
+                    let line = lines.next().await?.context("the watch ended")?;
+                    ensure!(line.starts_with(b"{\"type\":\"ADDED\""), "{}", String::from_utf8_lossy(&line));
+                    times.push(Instant::now());
+                }
+                anyhow::Ok(times)
+            };
+            tokio::time::timeout(LATE, read).await.map_or(Ok(Vec::new()), |times| times)
+        }));
+    }
+    let mut sent = Vec::new();
+    for n in 0..CHANGES {
+        sent.push(Instant::now());
+        let map =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("watched-{n}")}});
+        connection.ask(Method::POST, path, map.to_string().into()).await?;
+    }
+    let (mut lost, mut slowest) = (0, Duration::ZERO);
+    for watcher in watchers {
+        let times = watcher.await??;
+        lost += CHANGES - times.len();
+        for (start, end) in sent.iter().zip(times) {
+            slowest = slowest.max(end.duration_since(*start));
+        }
+    }
+    Ok((lost, slowest.as_secs_f64() * 1e3))
+}
