@@ -46,6 +46,16 @@ impl PatchType {
             _ => return None,
         })
     }
+
+    /// As in `Content-Type`.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            PatchType::Json => "application/json-patch+json",
+            PatchType::Merge => "application/merge-patch+json",
+            PatchType::StrategicMerge => "application/strategic-merge-patch+json",
+            PatchType::Apply => "application/apply-patch+yaml",
+        }
+    }
 }
 
 /// A patch that cannot be applied.

@@ -63,6 +63,32 @@ impl Reason {
         }
     }
 
+    /// The reason of this name; what nobody knows is [`Reason::Unknown`].
+    pub fn of(name: &str) -> Reason {
+        use Reason::*;
+        const ALL: &[Reason] = &[
+            Unauthorized,
+            Forbidden,
+            NotFound,
+            AlreadyExists,
+            Conflict,
+            Gone,
+            Invalid,
+            ServerTimeout,
+            Timeout,
+            TooManyRequests,
+            BadRequest,
+            MethodNotAllowed,
+            NotAcceptable,
+            RequestEntityTooLarge,
+            UnsupportedMediaType,
+            InternalError,
+            Expired,
+            ServiceUnavailable,
+        ];
+        ALL.iter().copied().find(|reason| reason.name() == name).unwrap_or(Unknown)
+    }
+
     /// The HTTP status that goes with it.
     pub fn code(self) -> u16 {
         match self {
@@ -368,6 +394,31 @@ impl StatusError {
     /// 415 of a patch: the resource has no patch of that type.
     pub fn unsupported_patch_type() -> StatusError {
         StatusError::generic(415, "415: Unsupported Media Type")
+    }
+}
+
+impl StatusError {
+    /// What a server answered with, as its client reads it: the body's words where it is a `Status`, else those that
+    /// belong to the HTTP status.
+    pub fn answered(code: u16, body: &[u8]) -> StatusError {
+        let status =
+            serde_json::from_slice::<Status>(body).ok().filter(|s| s.status.as_deref() == Some("Failure"));
+        match status {
+            Some(status) => StatusError::from(status),
+            None => StatusError::generic(code, &String::from_utf8_lossy(&body[..body.len().min(200)])),
+        }
+    }
+}
+
+impl From<Status> for StatusError {
+    fn from(status: Status) -> StatusError {
+        let reason = Reason::of(status.reason.as_deref().unwrap_or_default());
+        StatusError {
+            reason,
+            code: status.code.and_then(|code| u16::try_from(code).ok()).unwrap_or(reason.code()),
+            message: status.message.unwrap_or_default(),
+            details: status.details.map(Box::new),
+        }
     }
 }
 
