@@ -4,7 +4,6 @@
 //! and what is known of their fields comes from `schema`.
 
 pub mod apply;
-pub mod body;
 pub mod decode;
 pub mod field;
 pub mod manifest;
