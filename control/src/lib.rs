@@ -5,6 +5,7 @@
 //!                                                    └─► kinds (defaults, validation: one table)
 //! ```
 
+pub mod auth;
 pub mod http;
 pub mod kinds;
 pub mod object;

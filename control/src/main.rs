@@ -2,7 +2,8 @@
 
 use anyhow::Context as _;
 use clap::Parser;
-use coracle_control::http::{self, auth::Authenticator};
+use coracle_control::auth::{self, Authenticator};
+use coracle_control::http;
 use coracle_control::pki::{self, Pki};
 use coracle_control::registry::{Registry, ServiceRange};
 use coracle_control::storage::{Embedded, Etcd, EtcdOptions, Storage};
@@ -106,6 +107,6 @@ fn make_administrator(token_file: &Path, dir: &Path, address: SocketAddr, pki: &
     );
     pki::write(&dir.join("admin.conf"), kubeconfig.as_bytes(), 0o600)?;
     // Last: a crash before it makes both anew.
-    pki::write(token_file, format!("{token},admin,admin,\"{}\"\n", http::auth::MASTERS).as_bytes(), 0o600)?;
+    pki::write(token_file, format!("{token},admin,admin,\"{}\"\n", auth::MASTERS).as_bytes(), 0o600)?;
     Ok(())
 }

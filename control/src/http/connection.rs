@@ -1,7 +1,7 @@
 //! One connection: handshake, then requests one after another.
 
-use super::auth::Peer;
 use super::{Context, HANDSHAKE, STALLED_WRITE, serve};
+use crate::auth::Peer;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::io;

@@ -7,7 +7,6 @@
 //! Invariants: nobody writes without being known; every error is a `Status`; every body, connection count and wait has a
 //! bound that is named here; a reader that takes nothing for [`STALLED_WRITE`] loses its connection, and nobody waits for it.
 
-pub mod auth;
 mod body;
 mod connection;
 mod discovery;
@@ -17,8 +16,8 @@ mod openapi;
 mod path;
 mod serve;
 
+use crate::auth::Authenticator;
 use crate::registry::Registry;
-use auth::Authenticator;
 use metrics::Metrics;
 use rustls::ServerConfig;
 use std::sync::Arc;

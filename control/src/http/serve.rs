@@ -1,10 +1,10 @@
 //! One request: who, may they, what, and the answer.
 
-use super::auth::{Attributes, Peer, authorize};
 use super::body::{self, Body};
 use super::negotiate::{self, Accepted, Shape, Shown};
 use super::path::{ResourcePath, Route, route, verb};
 use super::{Context, REQUEST, discovery, openapi};
+use crate::auth::{Attributes, Identity, Peer, authorize};
 use crate::kinds;
 use crate::registry::options::{DeleteOptions, ListOptions, Query, WatchOptions, WriteOptions};
 use crate::registry::{Part, Rescale, Resource, Subresource, Target, Written};
@@ -146,7 +146,7 @@ async fn handle(
     if !discovery::is_served(&of.group, &of.version) {
         return Ok(Answer::not_found());
     }
-    let asked = Asked { context: context.clone(), of, verb, query, headers: head.headers };
+    let asked = Asked { context: context.clone(), who: identity, of, verb, query, headers: head.headers };
     asked.answer(body).await
 }
 
@@ -203,6 +203,7 @@ async fn plain(
 /// A request on objects.
 struct Asked {
     context: Arc<Context>,
+    who: Identity,
     of: ResourcePath,
     verb: &'static str,
     query: Query,
@@ -291,19 +292,19 @@ impl Asked {
                 let kind = part.map_or(resource.kind, |part| part.kind);
                 let object = negotiate::read(media_type, &body::read(body).await?, kind)?;
                 if part.is_some_and(|part| part.what == Part::Binding) {
-                    let bound = registry.bind(target, &object.value, &options).await?;
+                    let bound = registry.bind(&self.who, target, &object.value, &options).await?;
                     return Ok(Answer::Object { code: 201, object: bound, warnings: Vec::new(), accepted });
                 }
-                written(201, registry.create(target, object, &options).await?)
+                written(201, registry.create(&self.who, target, object, &options).await?)
             }
             "update" => {
                 let options = WriteOptions::parse(&self.query, "UpdateOptions", agent, false)?;
                 let object = negotiate::read(media_type, &body::read(body).await?, resource.kind)?;
                 if is_scale {
                     let how = Rescale::Replace(object);
-                    return Ok(written(200, registry.rescale(target, &how, &options).await?));
+                    return Ok(written(200, registry.rescale(&self.who, target, &how, &options).await?));
                 }
-                written(200, registry.update(target, part, object, &options).await?)
+                written(200, registry.update(&self.who, target, part, object, &options).await?)
             }
             "patch" => {
                 let how = PatchType::of(content_type).ok_or_else(StatusError::unsupported_patch_type)?;
@@ -312,19 +313,19 @@ impl Asked {
                 let patch = negotiate::read_patch(how, &body::read(body).await?, resource.kind)?;
                 if is_scale {
                     let how = Rescale::Patch(how, patch);
-                    return Ok(written(200, registry.rescale(target, &how, &options).await?));
+                    return Ok(written(200, registry.rescale(&self.who, target, &how, &options).await?));
                 }
-                let (made, patched) = registry.patch(target, part, (how, patch), &options).await?;
+                let (made, patched) = registry.patch(&self.who, target, part, (how, patch), &options).await?;
                 written(if made { 201 } else { 200 }, patched)
             }
             "delete" => {
                 let options = self.delete_options(media_type, body).await?;
-                written(200, registry.delete(target, &options).await?)
+                written(200, registry.delete(&self.who, target, &options).await?)
             }
             "deletecollection" => {
                 let options = self.delete_options(media_type, body).await?;
                 let list = ListOptions::parse(resource, &self.query)?;
-                Answer::ok(registry.delete_collection(target, &list, &options).await?, accepted)
+                Answer::ok(registry.delete_collection(&self.who, target, &list, &options).await?, accepted)
             }
             _ => return Err(StatusError::generic(405, "")),
         })

@@ -1,6 +1,7 @@
 //! What a cluster is made of: namespaces, nodes, volumes, budgets, roles, certificates, autoscalers, events.
 
 use super::pod::{immutable, one_of};
+use crate::auth::Identity;
 use crate::object::{self, at, child, default, default_zero, fields, items, items_mut, text};
 use coracle_api::field::{Errors, Path};
 use serde_json::{Value, json};
@@ -221,6 +222,31 @@ pub(super) fn update_binding(new: &Value, old: &Value, errors: &mut Errors) {
     if at(new, &["roleRef"]) != at(old, &["roleRef"]) {
         let value = at(new, &["roleRef"]).clone();
         errors.invalid(&Path::new("roleRef"), value, "cannot change roleRef");
+    }
+}
+
+/// `spec.username`, `uid`, `groups` and `extra` are those of whoever asks.
+pub(super) fn sign_request(request: &mut Value, who: &Identity) {
+    let spec = fields(child(request, "spec"));
+    for (key, value) in [
+        ("username", json!(who.user)),
+        ("uid", json!(who.uid)),
+        ("groups", json!(who.groups)),
+        ("extra", json!(who.extra)),
+    ] {
+        let empty = value.as_str() == Some("") || value.as_object().is_some_and(|map| map.is_empty());
+        if empty {
+            spec.remove(key);
+        } else {
+            spec.insert(key.into(), value);
+        }
+    }
+}
+
+/// A request never changes; what becomes of it is written through `/approval` and `/status`.
+pub(super) fn update_signing_request(new: &mut Value, old: &Value) {
+    for key in ["spec", "status"] {
+        fields(new).insert(key.into(), at(old, &[key]).clone());
     }
 }
 

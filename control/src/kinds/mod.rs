@@ -13,6 +13,7 @@ mod workloads;
 
 pub use table::RESOURCES;
 
+use crate::auth::Identity;
 use crate::object;
 use crate::registry::{Part, Resource, Subresource};
 use coracle_api::field::Errors;
@@ -86,6 +87,11 @@ pub(crate) fn admit_delete(resource: &Resource, name: &str) -> Result<(), Status
         return Err(StatusError::forbidden(resource.group_resource(), name, why));
     }
     Ok(())
+}
+
+/// A request for a certificate says who asks; what its sender wrote there is overwritten.
+pub(crate) fn sign_request(request: &mut Value, who: &Identity) {
+    cluster::sign_request(request, who);
 }
 
 /// What is wrong with ephemeral containers; those that are there stay as they are.

@@ -286,6 +286,7 @@ pub static RESOURCES: &[Resource] = &[
             status("CertificateSigningRequest"),
         ],
         prepare_create: cluster::empty_status,
+        prepare_update: cluster::update_signing_request,
         validate: cluster::validate_signing_request,
         ..of_cluster(
             ("certificates.k8s.io", "v1"),

@@ -3,7 +3,8 @@
 //! NamespaceLifecycle (its namespace exists and stays), ServiceAccount (a pod's account, its token's volume), Priority,
 //! DefaultTolerationSeconds.
 
-use super::{Registry, Target, load, meta, random_suffix, refused, seal};
+use super::{Registry, Subresource, Target, load, meta, random_suffix, refused, seal};
+use crate::auth::Identity;
 use crate::kinds;
 use crate::object;
 use crate::storage::StorageError;
@@ -16,7 +17,13 @@ const ROOT_CA: &str = "kube-root-ca.crt";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
 impl Registry {
-    pub(super) async fn admit_create(&self, target: &Target, object: &mut Value) -> Result<(), StatusError> {
+    /// Fills in and judges a new object.
+    pub(super) async fn admit_create(
+        &self,
+        who: &Identity,
+        target: &Target,
+        object: &mut Value,
+    ) -> Result<(), StatusError> {
         if target.resource.namespaced {
             self.admit_namespace(target, object).await?;
         }
@@ -25,7 +32,37 @@ impl Registry {
             self.admit_priority(target, object).await?;
             tolerate_lost_nodes(object);
         }
+        if target.resource.kind == "CertificateSigningRequest" {
+            kinds::sign_request(object, who);
+        }
         Ok(())
+    }
+
+    /// Judges a change of an object, or of a part of it, as it is to be stored.
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "the node restriction judges here next"
+    )]
+    pub(super) fn admit_update(
+        &self,
+        _who: &Identity,
+        _target: &Target,
+        _part: Option<&Subresource>,
+        (_new, _old): (&Value, &Value),
+    ) -> Result<(), StatusError> {
+        Ok(())
+    }
+
+    /// Judges a deletion.
+    #[expect(clippy::unused_self, reason = "the node restriction judges here next")]
+    pub(super) fn admit_delete(
+        &self,
+        _who: &Identity,
+        target: &Target,
+        _old: &Value,
+    ) -> Result<(), StatusError> {
+        kinds::admit_delete(target.resource, &target.name)
     }
 
     async fn admit_namespace(&self, target: &Target, object: &Value) -> Result<(), StatusError> {

@@ -9,6 +9,7 @@
 use super::list::Listed;
 use super::options::{DeleteOptions, ListOptions, Propagation};
 use super::{RETRIES_MAX, Registry, Resource, Target, Written, load, now, refused, seal, stamp};
+use crate::auth::Identity;
 use crate::kinds;
 use crate::object;
 use crate::storage::{Revision, StorageError};
@@ -35,14 +36,19 @@ impl Registry {
     ///
     /// # Errors
     /// 403 for what must not be deleted, 404, 409 for a precondition.
-    pub async fn delete(&self, target: &Target, options: &DeleteOptions) -> Result<Written, StatusError> {
+    pub async fn delete(
+        &self,
+        who: &Identity,
+        target: &Target,
+        options: &DeleteOptions,
+    ) -> Result<Written, StatusError> {
         let resource = target.resource;
-        kinds::admit_delete(resource, &target.name)?;
         for _ in 0..RETRIES_MAX {
             let entry = self.storage.get(&target.key()).await.map_err(refused)?;
             let entry = entry.ok_or_else(|| target.not_found())?;
             let old = load(resource, &entry)?;
             preconditions(target, &old, options)?;
+            self.admit_delete(who, target, &old)?;
             let (mut object, stored) = match step(resource, &old, options) {
                 Step::Wait => return Ok(Written { object: old, warnings: Vec::new() }),
                 Step::Mark(marked) if options.dry_run => (*marked, Ok(entry.modified)),
@@ -80,6 +86,7 @@ impl Registry {
     /// The first that is not "not found".
     pub async fn delete_collection(
         &self,
+        who: &Identity,
         target: &Target,
         list: &ListOptions,
         options: &DeleteOptions,
@@ -93,7 +100,7 @@ impl Registry {
                 namespace: object::namespace(&item).into(),
                 name: object::name(&item).into(),
             };
-            match self.delete(&one, options).await {
+            match self.delete(who, &one, options).await {
                 Ok(deleted) => {
                     let version = object::text(&deleted.object, &["metadata", "resourceVersion"]);
                     revision = version.parse().map_or(revision, |number| revision.max(Revision(number)));

@@ -10,7 +10,7 @@
 //! revision and is never stored; an update names the version that it read, or is made of the latest one; errors
 //! are upstream's, word by word.
 //!
-//! Left out on purpose: who may do what ([`crate::http::auth`]), and how objects are shown (`coracle_api::table`).
+//! Left out on purpose: who may do what ([`crate::auth`]), and how objects are shown (`coracle_api::table`).
 
 mod admit;
 mod allocate;

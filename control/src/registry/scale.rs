@@ -2,6 +2,7 @@
 
 use super::options::WriteOptions;
 use super::{Registry, Resource, Target, Written, write};
+use crate::auth::Identity;
 use crate::object;
 use coracle_api::decode::{self, Document};
 use coracle_api::field::{Errors, Path};
@@ -90,6 +91,7 @@ impl Registry {
     /// 404, 409, 422.
     pub async fn rescale(
         &self,
+        who: &Identity,
         target: &Target,
         how: &Rescale,
         options: &WriteOptions,
@@ -119,7 +121,7 @@ impl Registry {
             Ok((new, Vec::new()))
         };
         let part = resource.subresource("scale");
-        let written = self.rewrite(target, part, options, write::Owners::ByChange, &produce).await?;
+        let written = self.rewrite(who, target, part, options, write::Owners::ByChange, &produce).await?;
         Ok(Written { object: of(&written.object), warnings: written.warnings })
     }
 }

@@ -4,6 +4,7 @@ use super::options::WriteOptions;
 use super::{
     Part, RETRIES_MAX, Registry, Resource, Subresource, Target, Written, load, meta, refused, seal, stamp,
 };
+use crate::auth::Identity;
 use crate::kinds;
 use crate::object;
 use crate::storage::StorageError;
@@ -33,16 +34,18 @@ impl Registry {
     /// 400, 403, 404 for its namespace, 409 when the name is taken, 422.
     pub async fn create(
         &self,
+        who: &Identity,
         target: &Target,
         document: Document,
         options: &WriteOptions,
     ) -> Result<Written, StatusError> {
         let (object, warnings) = accept(target.resource, document, options.validation)?;
-        self.insert(target, object, warnings, options, Owners::ByChange).await
+        self.insert(who, target, object, warnings, options, Owners::ByChange).await
     }
 
     async fn insert(
         &self,
+        who: &Identity,
         target: &Target,
         mut object: Value,
         warnings: Vec<String>,
@@ -52,7 +55,7 @@ impl Registry {
         let resource = target.resource;
         match_namespace(target, &mut object)?;
         (resource.default)(&mut object);
-        self.admit_create(target, &mut object).await?;
+        self.admit_create(who, target, &mut object).await?;
         meta::prepare_create(resource, &mut object)?;
         if resource.has_status() && !resource.status_on_create {
             object::remove(&mut object, "status");
@@ -102,6 +105,7 @@ impl Registry {
     /// 404, 409 when it is not the version that the object names, 422.
     pub async fn update(
         &self,
+        who: &Identity,
         target: &Target,
         part: Option<&'static Subresource>,
         document: Document,
@@ -111,7 +115,7 @@ impl Registry {
         match_namespace(target, &mut object)?;
         match_name(target, &mut object)?;
         let produce = |_: &Value| Ok((object.clone(), warnings.clone()));
-        self.rewrite(target, part, options, Owners::ByChange, &produce).await
+        self.rewrite(who, target, part, options, Owners::ByChange, &produce).await
     }
 
     /// Patches an object, or a part of it. An apply may make it: then the answer is true.
@@ -120,6 +124,7 @@ impl Registry {
     /// 404, 409, 415, 422.
     pub async fn patch(
         &self,
+        who: &Identity,
         target: &Target,
         part: Option<&'static Subresource>,
         (how, patch): (PatchType, Document),
@@ -127,7 +132,7 @@ impl Registry {
     ) -> Result<(bool, Written), StatusError> {
         let resource = target.resource;
         if how == PatchType::Apply {
-            return self.apply(target, part, patch.value, options).await;
+            return self.apply(who, target, part, patch.value, options).await;
         }
         let produce = |old: &Value| {
             let new = match how {
@@ -152,13 +157,14 @@ impl Registry {
             }
             Ok((new, warnings))
         };
-        let written = self.rewrite(target, part, options, Owners::ByChange, &produce).await?;
+        let written = self.rewrite(who, target, part, options, Owners::ByChange, &produce).await?;
         Ok((false, written))
     }
 
     /// Server-side apply.
     async fn apply(
         &self,
+        who: &Identity,
         target: &Target,
         part: Option<&'static Subresource>,
         mut config: Value,
@@ -175,12 +181,12 @@ impl Registry {
         for _ in 0..RETRIES_MAX {
             let exists = self.storage.get(&target.key()).await.map_err(refused)?.is_some();
             let written = if exists {
-                self.rewrite(target, part, options, Owners::Applied, &produce).await
+                self.rewrite(who, target, part, options, Owners::Applied, &produce).await
             } else if part.is_some() {
                 return Err(target.not_found());
             } else {
                 let new = apply::apply(&change, None, &config, options.force)?;
-                self.insert(target, new, Vec::new(), options, Owners::Applied).await
+                self.insert(who, target, new, Vec::new(), options, Owners::Applied).await
             };
             match written {
                 // Somebody else made it, or removed it, in between.
@@ -195,6 +201,7 @@ impl Registry {
     /// Makes a new object of the stored one and stores it; again when somebody else was faster.
     pub(super) async fn rewrite(
         &self,
+        who: &Identity,
         target: &Target,
         part: Option<&'static Subresource>,
         options: &WriteOptions,
@@ -237,6 +244,7 @@ impl Registry {
                         meta::bump_generation(&mut new, &old);
                     }
                     own(&mut new);
+                    self.admit_update(who, target, None, (&new, &old))?;
                     validate(resource, &new, Some(&old))?;
                     claims = self.claim(resource, &mut new, Some(&old), options.dry_run).await?;
                 }
@@ -257,6 +265,7 @@ impl Registry {
                         meta::bump_generation(&mut new, &old);
                     }
                     own(&mut new);
+                    self.admit_update(who, target, Some(part), (&new, &old))?;
                 }
             }
             if new == old {
@@ -304,6 +313,7 @@ impl Registry {
     /// 404, 409 when it has one.
     pub async fn bind(
         &self,
+        who: &Identity,
         target: &Target,
         binding: &Value,
         options: &WriteOptions,
@@ -339,7 +349,7 @@ impl Registry {
             kinds::pod_scheduled(&mut new, &super::now().to_string());
             Ok((new, Vec::new()))
         };
-        self.rewrite(target, Some(&kinds::BINDING), options, Owners::ByChange, &assign).await?;
+        self.rewrite(who, target, Some(&kinds::BINDING), options, Owners::ByChange, &assign).await?;
         Ok(json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Success", "code": 201}))
     }
 }
