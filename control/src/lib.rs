@@ -12,3 +12,4 @@ pub mod object;
 pub mod pki;
 pub mod registry;
 pub mod storage;
+pub mod tunnel;

@@ -7,6 +7,7 @@ use coracle_control::http;
 use coracle_control::pki::{self, Pki};
 use coracle_control::registry::{Registry, ServiceRange};
 use coracle_control::storage::{Embedded, Etcd, EtcdOptions, Storage};
+use coracle_control::tunnel::Dialer;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,7 +82,8 @@ async fn run(arguments: Arguments, embedded: Option<Embedded>) -> anyhow::Result
     let authenticator = Authenticator::from_token_file(&token_file)?;
     let registry = Registry::new(storage, services, pki.ca.clone());
     registry.bootstrap(address.port()).await?;
-    let context = Arc::new(http::Context::new(registry, authenticator));
+    let context =
+        Arc::new(http::Context::new(registry, authenticator, Dialer::new(pki.kubelet_client.clone())));
     tracing::info!(%address, "the API is served");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {

@@ -6,10 +6,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose,
 };
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -65,6 +66,8 @@ pub enum PkiError {
 pub struct Pki {
     /// PEM.
     pub ca: String,
+    /// As whom the API server dials kubelets.
+    pub kubelet_client: Arc<ClientConfig>,
     /// Serving, asking clients for certificates of the same authority and accepting those that have none.
     pub tls: Arc<ServerConfig>,
 }
@@ -97,6 +100,7 @@ impl Pki {
         let mut roots = RootCertStore::empty();
         roots.add(certificate_of(&ca)?)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let kubelet_client = kubelet_client(&authority, roots.clone(), provider.clone())?;
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .allow_unauthenticated()
             .build()?;
@@ -107,8 +111,32 @@ impl Pki {
             .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certificate_of(&server)?], private)?;
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Pki { ca: ca_pem, tls: Arc::new(tls) })
+        Ok(Pki { ca: ca_pem, kubelet_client, tls: Arc::new(tls) })
     }
+}
+
+/// A certificate that lasts as long as the process: nobody else needs it, so its key is never written.
+fn kubelet_client(
+    authority: &CertifiedIssuer<'_, KeyPair>,
+    roots: RootCertStore,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<ClientConfig>, PkiError> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "kube-apiserver-kubelet-client");
+    params.distinguished_name.push(DnType::OrganizationName, "system:masters");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    validity(&mut params, SERVING_DAYS);
+    let certificate = params.signed_by(&key, authority)?;
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        )?;
+    Ok(Arc::new(tls))
 }
 
 fn authority_params() -> CertificateParams {

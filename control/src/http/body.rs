@@ -12,13 +12,15 @@ use hyper::body::{Frame, Incoming};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use serde_json::Value;
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 
-pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
+/// What fails is a body that comes from a board.
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// A body that is there.
 pub(super) fn whole(text: impl Into<Bytes>) -> Body {
-    Full::new(text.into()).boxed_unsync()
+    Full::new(text.into()).map_err(|never: Infallible| -> io::Error { match never {} }).boxed_unsync()
 }
 
 /// Reads a request's body.
@@ -67,7 +69,7 @@ pub(super) fn events(watch: WatchStream, shown: Shown, context: Arc<Context>) ->
         let event = counted.watch.next().await?;
         let line = line(event, counted.shown);
         counted.shown.headed = false;
-        Some((Ok::<_, Infallible>(Frame::data(Bytes::from(line))), counted))
+        Some((Ok::<_, io::Error>(Frame::data(Bytes::from(line))), counted))
     });
     StreamBody::new(lines).boxed_unsync()
 }

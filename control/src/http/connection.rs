@@ -7,6 +7,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{self, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -26,14 +27,18 @@ pub(super) async fn run(stream: TcpStream, acceptor: TlsAcceptor, context: Arc<C
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
-    let guarded = Guarded::new(stream);
+    let patience = Patience::default();
+    let guarded = Guarded::new(stream, patience.clone());
     let tls = match tokio::time::timeout(HANDSHAKE, acceptor.accept(guarded)).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => return tracing::debug!(%error, "no TLS"),
         Err(_) => return tracing::debug!("the TLS handshake took too long"),
     };
     let peer = Arc::new(Peer::of(tls.get_ref().1.peer_certificates()));
-    let service = service_fn(move |request| serve::answer(context.clone(), peer.clone(), request));
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(patience.clone());
+        serve::answer(context.clone(), peer.clone(), request)
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HANDSHAKE)
@@ -45,20 +50,33 @@ pub(super) async fn run(stream: TcpStream, acceptor: TlsAcceptor, context: Arc<C
     }
 }
 
-/// A stream whose writes fail once nothing has been taken for [`STALLED_WRITE`].
+/// Whether the other end of a connection may take its time: somebody who reads a log, page by page. TCP tells whether it
+/// is there at all.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Patience(Arc<AtomicBool>);
+
+impl Patience {
+    /// From now on, for the rest of the connection.
+    pub(super) fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A stream whose writes fail once nothing has been taken for [`STALLED_WRITE`], without [`Patience`].
 struct Guarded {
     stream: TcpStream,
     /// Set while a write waits.
     stalled: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
 }
 
 impl Guarded {
-    fn new(stream: TcpStream) -> Guarded {
-        Guarded { stream, stalled: None }
+    fn new(stream: TcpStream, patience: Patience) -> Guarded {
+        Guarded { stream, stalled: None, patience }
     }
 
     fn watch<T>(&mut self, cx: &mut task::Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if poll.is_ready() {
+        if poll.is_ready() || self.patience.0.load(Ordering::Relaxed) {
             self.stalled = None;
             return poll;
         }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! accept ─► TLS (client certificate, if any) ─► HTTP/1.1 ─► who ─► may they ─► path ─► registry ─► negotiated answer
-//!                                                                               └─► watch: a body that is pulled
+//!                                                                               ├─► watch: a body that is pulled
+//!                                                                               └─► streams: on to the pod's board
 //! ```
 //! Invariants: nobody writes without being known; every error is a `Status`; every body, connection count and wait has a
 //! bound that is named here; a reader that takes nothing for [`STALLED_WRITE`] loses its connection, and nobody waits for it.
@@ -15,9 +16,11 @@ mod negotiate;
 mod openapi;
 mod path;
 mod serve;
+mod streams;
 
 use crate::auth::Authenticator;
 use crate::registry::Registry;
+use crate::tunnel::Dialer;
 use metrics::Metrics;
 use rustls::ServerConfig;
 use std::sync::Arc;
@@ -45,12 +48,13 @@ pub struct Context {
     registry: Registry,
     authenticator: Authenticator,
     metrics: Metrics,
+    dialer: Dialer,
 }
 
 impl Context {
-    /// Over a registry, for those that the authenticator knows.
-    pub fn new(registry: Registry, authenticator: Authenticator) -> Context {
-        Context { registry, authenticator, metrics: Metrics::default() }
+    /// Over a registry, for those that the authenticator knows, with a way to the boards.
+    pub fn new(registry: Registry, authenticator: Authenticator, dialer: Dialer) -> Context {
+        Context { registry, authenticator, metrics: Metrics::default(), dialer }
     }
 }
 

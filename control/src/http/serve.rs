@@ -3,7 +3,7 @@
 use super::body::{self, Body};
 use super::negotiate::{self, Accepted, Shape, Shown};
 use super::path::{ResourcePath, Route, route, verb};
-use super::{Context, REQUEST, discovery, openapi};
+use super::{Context, REQUEST, discovery, openapi, streams};
 use crate::auth::{Attributes, Identity, Peer, authorize};
 use crate::kinds;
 use crate::registry::options::{DeleteOptions, ListOptions, Query, WatchOptions, WriteOptions};
@@ -40,6 +40,8 @@ enum Answer {
     /// kubectl's encoding of OpenAPI v2.
     OpenApi(Vec<u8>),
     Events(Box<crate::registry::WatchStream>, Shown),
+    /// Made elsewhere.
+    Stream(streams::Response),
 }
 
 impl Answer {
@@ -82,6 +84,7 @@ pub(super) async fn answer(
         Ok(Answer::Events(watch, shown)) => {
             respond(200, "application/json", body::events(*watch, shown, context.clone()))
         }
+        Ok(Answer::Stream(response)) => response,
         Err(error) => refuse(error),
     };
     context.metrics.answered(counted, response.status().as_u16());
@@ -130,6 +133,11 @@ async fn handle(
         authorize(&identity, &Attributes::Path { method: head.method.as_str(), path })?;
         return plain(context, &route, path, &head.method, text(&head.headers, &header::ACCEPT)).await;
     };
+    if streams::is_tunnel(&of) {
+        *counted = "tunnel";
+        let request = Request::from_parts(head, body);
+        return streams::open_tunnel(context, &identity, &of, request).await.map(Answer::Stream);
+    }
     let verb = verb(&head.method, &of, &query).ok_or_else(|| StatusError::generic(405, ""))?;
     *counted = verb;
     authorize(
@@ -145,6 +153,17 @@ async fn handle(
     )?;
     if !discovery::is_served(&of.group, &of.version) {
         return Ok(Answer::not_found());
+    }
+    if let Some(part) = kinds::find(&of.group, &of.version, &of.plural)
+        .and_then(|resource| resource.subresource(&of.subresource))
+        .filter(|part| part.what == Part::Connect)
+    {
+        if !part.verbs.contains(&verb) {
+            return Err(StatusError::generic(405, ""));
+        }
+        let request = Request::from_parts(head, body);
+        let asked = streams::Asked { context: context.clone(), of, query, request };
+        return streams::serve(asked).await.map(Answer::Stream);
     }
     let asked = Asked { context: context.clone(), who: identity, of, verb, query, headers: head.headers };
     asked.answer(body).await

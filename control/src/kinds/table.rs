@@ -2,8 +2,8 @@
 
 use super::{BINDING, CORE, cluster, config, pod, service, workloads};
 use crate::registry::{
-    Name, Part, Resource, SCALE, Stored, Verbs, cluster as of_cluster, namespaced as of_namespace, part,
-    status,
+    Name, PROXIED, Part, Resource, SCALE, Stored, Verbs, cluster as of_cluster, connect,
+    namespaced as of_namespace, part, status,
 };
 
 const ALL: &[&str] = &["all"];
@@ -11,6 +11,9 @@ const APPS: (&str, &str) = ("apps", "v1");
 const BATCH: (&str, &str) = ("batch", "v1");
 const RBAC: (&str, &str) = ("rbac.authorization.k8s.io", "v1");
 const NETWORKING: (&str, &str) = ("networking.k8s.io", "v1");
+
+/// Of streams into a pod.
+const OPENED: &[&str] = &["create", "get"];
 
 const EVENT_FIELDS: &[&str] = &[
     "involvedObject.kind",
@@ -74,7 +77,7 @@ pub static RESOURCES: &[Resource] = &[
     },
     Resource {
         short_names: &["no"],
-        subresources: &[status("Node")],
+        subresources: &[connect("proxy", PROXIED, "NodeProxyOptions"), status("Node")],
         selectable: &["spec.unschedulable"],
         status_on_create: true,
         default: cluster::default_node,
@@ -117,8 +120,13 @@ pub static RESOURCES: &[Resource] = &[
             "spec.host",
         ],
         subresources: &[
+            connect("attach", OPENED, "PodAttachOptions"),
             BINDING,
             part("ephemeralcontainers", Part::EphemeralContainers, "Pod"),
+            connect("exec", OPENED, "PodExecOptions"),
+            connect("log", &["get"], "Pod"),
+            connect("portforward", OPENED, "PodPortForwardOptions"),
+            connect("proxy", PROXIED, "PodProxyOptions"),
             status("Pod"),
         ],
         default: pod::default,
@@ -167,7 +175,7 @@ pub static RESOURCES: &[Resource] = &[
         categories: ALL,
         name: Name::ServiceLabel,
         returns_deleted: true,
-        subresources: &[status("Service")],
+        subresources: &[connect("proxy", PROXIED, "ServiceProxyOptions"), status("Service")],
         selectable: &["spec.clusterIP", "spec.type"],
         default: service::default_service,
         prepare_create: service::prepare_service,

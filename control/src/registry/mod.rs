@@ -28,7 +28,8 @@ mod write;
 pub use allocate::{NODE_PORTS, ServiceRange};
 pub(crate) use meta::labels as validate_labels;
 pub use resource::{
-    Name, Part, Resource, SCALE, Stored, Subresource, Verbs, api_version, cluster, namespaced, part, status,
+    Name, PROXIED, Part, Resource, SCALE, Stored, Subresource, Verbs, api_version, cluster, connect,
+    namespaced, part, status,
 };
 pub use scale::Rescale;
 pub use watch::{WatchEvent, WatchStream};

@@ -31,6 +31,11 @@ impl Query {
         self.0.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
     }
 
+    /// Every value of a parameter.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
     /// `true` and `1`, as Go reads booleans in queries: there but empty is true as well.
     pub fn flag(&self, name: &str) -> bool {
         self.0
@@ -39,7 +44,11 @@ impl Query {
             .is_some_and(|(_, value)| !matches!(value.to_ascii_lowercase().as_str(), "false" | "0"))
     }
 
-    fn number(&self, name: &str) -> Result<Option<i64>, StatusError> {
+    /// A number, as Go reads one.
+    ///
+    /// # Errors
+    /// 400.
+    pub fn number(&self, name: &str) -> Result<Option<i64>, StatusError> {
         match self.get(name) {
             "" => Ok(None),
             text => text.parse().map(Some).map_err(|_| {

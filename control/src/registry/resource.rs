@@ -56,6 +56,8 @@ pub enum Part {
     EphemeralContainers,
     /// `spec.replicas`, as a Scale.
     Scale,
+    /// Nothing that is stored: a stream to where the object runs.
+    Connect,
 }
 
 const UPDATE: &[&str] = &["get", "patch", "update"];
@@ -73,6 +75,14 @@ pub const SCALE: Subresource = Subresource {
     kind: "Scale",
     of: Some(("autoscaling", "v1")),
 };
+
+/// `/exec`, `/log`, `/proxy`: a stream.
+pub const fn connect(name: &'static str, verbs: &'static [&'static str], kind: &'static str) -> Subresource {
+    Subresource { name, what: Part::Connect, verbs, kind, of: None }
+}
+
+/// The verbs of a proxy.
+pub const PROXIED: &[&str] = &["create", "delete", "get", "patch", "update"];
 
 /// Another subresource of the same kind.
 pub const fn part(name: &'static str, what: Part, kind: &'static str) -> Subresource {

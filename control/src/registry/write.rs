@@ -506,6 +506,7 @@ fn with_part(new: &Value, old: &Value, part: &Subresource) -> Value {
         Part::Approval => copy(&["status", "conditions"]),
         Part::EphemeralContainers => copy(&["spec", "ephemeralContainers"]),
         Part::Scale => copy(&["spec", "replicas"]),
+        Part::Connect => {}
         Part::Binding => {
             copy(&["spec", "nodeName"]);
             copy(&["status", "conditions"]);
