@@ -73,7 +73,10 @@ impl Fleet {
     pub fn start_control(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.dir.path().join("control.log"))?;
         let mut command = Command::new(binary("coracle-control")?);
-        command.arg("--data-dir").arg(self.data()).args(["--listen", &format!("{ADDRESS}:{PORT}")]);
+        command
+            .args(["serve", "--data-dir"])
+            .arg(self.data())
+            .args(["--listen", &format!("{ADDRESS}:{PORT}")]);
         command.args(&self.arguments).env_remove("JOURNAL_STREAM").env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut control = in_namespace(&self.netns, || command.spawn())??;

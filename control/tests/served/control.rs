@@ -51,7 +51,7 @@ impl Control {
     /// Starts one in a directory that stays.
     pub fn start_in(dir: &Path, arguments: &[&str]) -> Control {
         let mut child = Command::new(binary())
-            .arg("--data-dir")
+            .args(["serve", "--data-dir"])
             .arg(dir)
             .args(["--listen", "127.0.0.1:0"])
             .args(arguments)

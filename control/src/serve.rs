@@ -1,0 +1,98 @@
+//! `coracle-control serve`: opens the storage, makes what a cluster has from its start, serves.
+
+use crate::cli::Serve;
+use crate::config::Config;
+use crate::logging;
+use anyhow::Context;
+use coracle_control::auth::{self, Authenticator};
+use coracle_control::http;
+use coracle_control::pki::{self, Pki};
+use coracle_control::registry::{Registry, ServiceRange};
+use coracle_control::storage::{Embedded, Etcd, EtcdOptions, Storage};
+use coracle_control::tunnel::Dialer;
+use sd_notify::NotifyState;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub fn main(serve: &Serve) -> anyhow::Result<()> {
+    let config = serve.configuration()?;
+    logging::start();
+    // Before any other thread runs: opening the embedded store gives back memory, see coracle-store.
+    let embedded = if config.etcd.is_empty() {
+        Some(Embedded::open(&config.data_dir.join("store")).context("the store does not open")?)
+    } else {
+        None
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run(config, embedded))
+}
+
+async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
+    let storage = match embedded {
+        Some(embedded) => Storage::Embedded(embedded),
+        None => {
+            Storage::Etcd(Box::new(Etcd::connect(&EtcdOptions { endpoints: config.etcd.clone() }).await?))
+        }
+    };
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("{} cannot be listened on", config.listen))?;
+    let address = listener.local_addr()?;
+    let services = ServiceRange::parse(&config.service_cidr).map_err(anyhow::Error::msg)?;
+    let mut hosts = config.hosts.clone();
+    hosts.extend([services.first().to_string(), "127.0.0.1".into()]);
+    if !address.ip().is_unspecified() {
+        hosts.push(address.ip().to_string());
+    }
+    let pki = Pki::open(&config.data_dir.join("pki"), &hosts)?;
+    let token_file = config.token_file.clone().unwrap_or_else(|| config.data_dir.join("tokens.csv"));
+    if !token_file.exists() {
+        make_administrator(&token_file, &config.data_dir, address, &pki)?;
+    }
+    let authenticator = Authenticator::from_token_file(&token_file)?;
+    let registry = Registry::new(storage, services, pki.ca.clone());
+    registry.bootstrap(address.port()).await?;
+    let context =
+        Arc::new(http::Context::new(registry, authenticator, Dialer::new(pki.kubelet_client.clone())));
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tracing::info!(%address, "the API is served");
+    tell(&[NotifyState::Ready, NotifyState::Status("the API is served")]);
+    let outcome = tokio::select! {
+        served = http::serve(listener, pki.tls, context) => served.context("the listener failed"),
+        // What was acknowledged is durable, so there is nothing to wait for.
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    tell(&[NotifyState::Stopping]);
+    outcome
+}
+
+/// sd_notify(3). Without systemd nothing is sent, and that is no error.
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        // systemd acts on what it does not hear: it restarts us. Nobody else is to be told.
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// A token for the administrator, and the kubeconfig that has it.
+fn make_administrator(token_file: &Path, dir: &Path, address: SocketAddr, pki: &Pki) -> anyhow::Result<()> {
+    use base64::Engine;
+    use ring::rand::SecureRandom;
+    let mut secret = [0; 32];
+    ring::rand::SystemRandom::new().fill(&mut secret).map_err(|_| anyhow::anyhow!("no random numbers"))?;
+    let token = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret);
+    let host = if address.ip().is_unspecified() { "127.0.0.1".to_string() } else { address.ip().to_string() };
+    let ca = base64::engine::general_purpose::STANDARD.encode(&pki.ca);
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: coracle\n  cluster:\n    server: https://{host}:{}\n    certificate-authority-data: {ca}\nusers:\n- name: admin\n  user:\n    token: {token}\ncontexts:\n- name: coracle\n  context: {{cluster: coracle, user: admin}}\ncurrent-context: coracle\n",
+        address.port()
+    );
+    pki::write(&dir.join("admin.conf"), kubeconfig.as_bytes(), 0o600)?;
+    // Last: a crash before it makes both anew.
+    pki::write(token_file, format!("{token},admin,admin,\"{}\"\n", auth::MASTERS).as_bytes(), 0o600)?;
+    Ok(())
+}
