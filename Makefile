@@ -47,6 +47,7 @@ test: check deny test-native test-vm
 
 # On this machine's own kernel.
 test-native: deps kubectl
+	tests/clients/fetch.sh
 	$(CARGO) build --workspace --locked
 	$(CARGO) test --workspace --locked
 

@@ -10,9 +10,9 @@
 use crate::agent::{Board, binary, deadline, in_namespace};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
@@ -30,6 +30,7 @@ pub struct Fleet {
     arguments: Vec<String>,
     control: Option<Child>,
     boards: u8,
+    kubectl: OsString,
 }
 
 impl Fleet {
@@ -39,7 +40,7 @@ impl Fleet {
         let netns = new_netns()?;
         in_namespace(&netns, || ip(&format!("address add {ADDRESS}/32 dev lo")))??;
         let arguments = arguments.iter().map(ToString::to_string).collect();
-        let mut fleet = Fleet { dir, netns, arguments, control: None, boards: 0 };
+        let mut fleet = Fleet { dir, netns, arguments, control: None, boards: 0, kubectl: "kubectl".into() };
         fleet.start_control()?;
         Ok(fleet)
     }
@@ -79,9 +80,11 @@ impl Fleet {
             .args(["--listen", &format!("{ADDRESS}:{PORT}")]);
         command.args(&self.arguments).env_remove("JOURNAL_STREAM").env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let before = self.log().len();
         let mut control = in_namespace(&self.netns, || command.spawn())??;
         let until = Instant::now() + deadline();
-        while in_namespace(&self.netns, || TcpStream::connect((ADDRESS, PORT)).is_err())? {
+        // It listens earlier than it serves; a first one writes the administrator's kubeconfig in between.
+        while !self.log()[before..].contains("the API is served") {
             if let Some(status) = control.try_wait()? {
                 bail!("the control plane ended ({status}):\n{}", self.log());
             }
@@ -138,10 +141,14 @@ impl Fleet {
         in_namespace(&self.netns, || ip(&format!("link set board{n} {state}")))?
     }
 
-    /// A stock kubectl of the administrator, in the fleet's namespace; `CORACLE_TEST_KUBECTL` names another binary.
+    /// From now on this kubectl is driven, not the machine's.
+    pub fn use_kubectl(&mut self, program: impl Into<OsString>) {
+        self.kubectl = program.into();
+    }
+
+    /// A stock kubectl of the administrator, in the fleet's namespace.
     pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
-        let program = std::env::var_os("CORACLE_TEST_KUBECTL").unwrap_or_else(|| "kubectl".into());
-        let mut command = Command::new(program);
+        let mut command = Command::new(&self.kubectl);
         // Its cache of discovery must not be another server's.
         command.env("HOME", self.dir.path()).env("KUBECONFIG", self.kubeconfig()).args(arguments);
         command
@@ -207,6 +214,14 @@ impl Drop for Fleet {
 fn tell(text: &str) {
     // A closed standard error is no reason to fail.
     writeln!(std::io::stderr(), "{text}").unwrap_or_default();
+}
+
+/// A stock client that `tests/clients/fetch.sh` has put into `target/clients`: `kubectl-old`, `kubectl-new`, `python`.
+pub fn client(name: &str) -> Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    let found = this.ancestors().map(|dir| dir.join("clients").join(name)).find(|path| path.exists());
+    found
+        .with_context(|| format!("{name} is missing: run `tests/clients/fetch.sh` first, or use `make test`"))
 }
 
 /// A new network namespace with its loopback up. It lives as long as the file, and what is in it.
