@@ -248,6 +248,13 @@ impl Board {
         Ok(fs::remove_file(self.root().join("manifests").join(file))?)
     }
 
+    /// Runs the line that a control plane gave for joining it, from within the board's network namespace.
+    pub fn join(&self, line: &str) -> Result<String> {
+        let words = line.strip_prefix("coracle ").context("a line that begins with coracle")?;
+        let words: Vec<&str> = words.split_whitespace().collect();
+        in_namespace(self.netns()?, || self.run(&words))?
+    }
+
     /// Runs `coracle …` against this board.
     pub fn coracle(&self, arguments: &[&str]) -> Result<Output> {
         Ok(Command::new(binary("coracle")?)

@@ -135,6 +135,16 @@ impl Fleet {
         Ok(board)
     }
 
+    /// The line that a board joins with: `coracle join https://…`.
+    pub fn join_line(&self) -> Result<String> {
+        let mut command = Command::new(binary("coracle-control")?);
+        command.arg("--data-dir").arg(self.data()).args(["token", "create"]);
+        let output = in_namespace(&self.netns, || command.stdin(Stdio::null()).output())??;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
+        ensure!(output.status.success(), "coracle-control token create: {}", text(&output.stderr));
+        Ok(text(&output.stdout))
+    }
+
     /// Takes a board's cable out, or puts it back.
     pub fn set_link(&self, n: u8, up: bool) -> Result<()> {
         let state = if up { "up" } else { "down" };
