@@ -55,6 +55,7 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     let authenticator = Authenticator::from_token_file(&token_file)?;
     let registry = Registry::new(storage, services, pki.ca.clone());
     registry.bootstrap(address.port()).await?;
+    let _authorization = auth::start(&registry).await?;
     let context =
         Arc::new(http::Context::new(registry, authenticator, Dialer::new(pki.kubelet_client.clone())));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

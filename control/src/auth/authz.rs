@@ -1,94 +1,144 @@
-//! Whether somebody may do something.
+//! Whether somebody may do something: what is known of roles, and who judges in which order.
 //!
-//! Left out until the kinds of RBAC decide: roles. Now `system:masters` may do everything, others look around in
-//! discovery.
+//! ```text
+//! system:masters ─► yes
+//! everybody ─► roles and bindings ─► yes, or no with the reason
+//! ```
+//! The state follows the registry (`feed`), so that a request costs look-ups in memory and never a list.
 
-use super::identity::{AUTHENTICATED, Identity, MASTERS};
-use coracle_api::status::{Attempt, GroupResource, StatusError, refusal};
+use super::attributes::Attributes;
+use super::identity::{Identity, MASTERS};
+use super::roles::{Kind, RoleRef, Roles};
+use super::rules::{PolicyRule, describe, quoted_list, uncovered};
+use crate::object;
+use coracle_api::field::quoted;
+use coracle_api::status::{GroupResource, StatusError};
+use serde_json::Value;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Of who is anybody.
-const OPEN_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
-/// Of who is known; below these paths too.
-const DISCOVERY_PATHS: &[&str] = &["/api", "/apis", "/openapi", "/version"];
+const RBAC: &str = "rbac.authorization.k8s.io";
 
-/// What is asked for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Attributes<'a> {
-    /// Objects.
-    Resource {
-        verb: &'a str,
-        group: &'a str,
-        plural: &'a str,
-        subresource: &'a str,
-        namespace: &'a str,
-        name: &'a str,
-    },
-    /// A path.
-    Path { method: &'a str, path: &'a str },
+/// What is known of who may do what. Cheap to clone; every clone is the same.
+#[derive(Clone, Debug, Default)]
+pub struct Authorizer(Arc<RwLock<Roles>>);
+
+/// Whether, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether they may.
+    pub allowed: bool,
+    /// Why, or why not; often nothing for a no.
+    pub reason: String,
 }
 
-/// Whether they may.
-///
-/// # Errors
-/// 403, worded as upstream.
-pub(crate) fn authorize(identity: &Identity, attributes: &Attributes<'_>) -> Result<(), StatusError> {
-    if identity.is_in(MASTERS) {
-        return Ok(());
+impl Authorizer {
+    fn read(&self) -> RwLockReadGuard<'_, Roles> {
+        // Every change is whole before it can panic.
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
-    match *attributes {
-        Attributes::Path { path, .. } => {
-            let below = |roots: &[&str]| {
-                let rests = roots.iter().filter_map(|root| path.strip_prefix(root));
-                rests.into_iter().any(|rest| rest.is_empty() || rest.starts_with('/'))
-            };
-            if below(OPEN_PATHS) || (identity.is_in(AUTHENTICATED) && below(DISCOVERY_PATHS)) {
-                return Ok(());
+
+    pub(super) fn roles_mut(&self) -> RwLockWriteGuard<'_, Roles> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether somebody may do something.
+    pub fn decide(&self, who: &Identity, asked: &Attributes<'_>) -> Decision {
+        if who.is_in(MASTERS) {
+            return Decision { allowed: true, reason: String::new() };
+        }
+        match self.read().decide(who, asked) {
+            Ok(reason) => Decision { allowed: true, reason },
+            Err(reason) => Decision { allowed: false, reason },
+        }
+    }
+
+    /// Lets somebody do something.
+    ///
+    /// # Errors
+    /// 403, worded as upstream.
+    pub fn authorize(&self, who: &Identity, asked: &Attributes<'_>) -> Result<(), StatusError> {
+        let decision = self.decide(who, asked);
+        if decision.allowed { Ok(()) } else { Err(asked.refused(who, &decision.reason)) }
+    }
+
+    /// All that somebody may do in a namespace, or everywhere when it is empty; and what is missing to tell.
+    pub fn rules_for(&self, who: &Identity, namespace: &str) -> (Vec<PolicyRule>, Vec<String>) {
+        self.read().rules_for(who, namespace)
+    }
+
+    /// Nobody gives, by a role or a binding, what they do not have, unless they may `escalate` or `bind` it. `old` is what an
+    /// update replaces.
+    ///
+    /// # Errors
+    /// 403, worded as upstream.
+    pub fn admit_grant(
+        &self,
+        who: &Identity,
+        kind: Kind,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> Result<(), StatusError> {
+        if who.is_in(MASTERS) || old.is_some_and(|old| only_collects(object, old)) {
+            return Ok(());
+        }
+        let resource = match kind {
+            Kind::Role => "roles",
+            Kind::ClusterRole => "clusterroles",
+            Kind::RoleBinding => "rolebindings",
+            Kind::ClusterRoleBinding => "clusterrolebindings",
+        };
+        let of = |resource| GroupResource { group: RBAC, resource };
+        let (namespace, name) = (object::namespace(object), object::name(object));
+        let forbidden = |why: &str| Err(StatusError::forbidden(of(resource), name, why));
+        let rules = match kind {
+            Kind::Role | Kind::ClusterRole => {
+                if self.decide(who, &Attributes::on("escalate", of(resource), namespace, name)).allowed {
+                    return Ok(());
+                }
+                super::roles::rules_of(object)
             }
+            Kind::RoleBinding | Kind::ClusterRoleBinding => {
+                let role = RoleRef::of(object);
+                let bound = of(if role.kind == "Role" { "roles" } else { "clusterroles" });
+                if self.decide(who, &Attributes::on("bind", bound, namespace, &role.name)).allowed {
+                    return Ok(());
+                }
+                match self.read().referenced(&role, namespace) {
+                    Ok(rules) => rules.to_vec(),
+                    Err(_) => return Err(StatusError::not_found(bound, &role.name)),
+                }
+            }
+        };
+        let (own, lacking) = self.rules_for(who, namespace);
+        let missing = uncovered(&own, &rules);
+        if !missing.is_empty() {
+            let (user, groups) = (quoted(&who.user), quoted_list(&who.groups));
+            let missing = describe(missing);
+            let mut why = format!(
+                "user {user} (groups={groups}) is attempting to grant RBAC permissions not currently held:\n{missing}"
+            );
+            if !lacking.is_empty() {
+                why += &format!("; resolution errors: [{}]", lacking.join(", "));
+            }
+            return forbidden(&why);
         }
-        Attributes::Resource { .. } => {}
+        // It may gather anything.
+        let aggregates = kind == Kind::ClusterRole && object::at(object, &["aggregationRule"]).is_object();
+        if aggregates && !uncovered(&own, &PolicyRule::everything()).is_empty() {
+            return forbidden("must have cluster-admin privileges to use the aggregationRule");
+        }
+        Ok(())
     }
-    Err(match *attributes {
-        Attributes::Path { method, path } => {
-            let verb = method.to_lowercase();
-            let why = refusal(&identity.user, &Attempt::Path { verb: &verb, path }, "");
-            StatusError::forbidden(GroupResource::default(), "", why)
-        }
-        Attributes::Resource { verb, group, plural, subresource, namespace, name } => {
-            let of = GroupResource { group, resource: plural };
-            let why = refusal(&identity.user, &Attempt::Resource { verb, of, subresource, namespace }, "");
-            StatusError::forbidden(of, name, why)
-        }
-    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_is_not_known_reads_health_and_nothing_else() {
-        let check = |identity: &Identity, attributes: Attributes<'_>, expected: Result<(), &str>| {
-            let found = authorize(identity, &attributes).map_err(|error| error.message);
-            assert_eq!(found, expected.map_err(String::from), "{attributes:?}");
-        };
-        let anonymous = Identity::anonymous();
-        let user = Identity::known("u", []);
-        let path = |path: &'static str| Attributes::Path { method: "GET", path };
-        check(&anonymous, path("/healthz"), Ok(()));
-        check(&anonymous, path("/readyz/ping"), Ok(()));
-        check(&anonymous, path("/api"), Err("forbidden: User \"system:anonymous\" cannot get path \"/api\""));
-        check(&user, path("/apis/apps/v1"), Ok(()));
-        check(&user, path("/metrics"), Err("forbidden: User \"u\" cannot get path \"/metrics\""));
-        let create = Attributes::Resource {
-            verb: "create",
-            group: "apps",
-            plural: "deployments",
-            subresource: "",
-            namespace: "default",
-            name: "",
-        };
-        let why = "deployments.apps is forbidden: User \"u\" cannot create resource \"deployments\" in API group \"apps\" in the namespace \"default\"";
-        check(&user, create, Err(why));
-        check(&Identity::known("a", [MASTERS.to_string()]), create, Ok(()));
-    }
+/// Whether an update changes nothing but what the garbage collector must: owners and finalizers.
+fn only_collects(new: &Value, old: &Value) -> bool {
+    let bare = |object: &Value| {
+        let mut object = object.clone();
+        for key in ["ownerReferences", "finalizers", "managedFields", "resourceVersion", "generation"] {
+            object::set_meta(&mut object, key, Value::Null);
+        }
+        object
+    };
+    new != old && bare(new) == bare(old)
 }

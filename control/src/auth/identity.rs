@@ -42,9 +42,9 @@ impl Identity {
     }
 
     /// A part of the control plane that writes through the registry in this process: `system:kube-scheduler`,
-    /// `system:serviceaccount:kube-system:generic-garbage-collector`. Its requests are admitted like anybody's.
+    /// `system:serviceaccount:kube-system:generic-garbage-collector`. It is this process, so it may do everything.
     pub fn component(user: &str) -> Identity {
-        Identity::known(user, [])
+        Identity::known(user, [MASTERS.to_string()])
     }
 
     /// Whether it is in the group.

@@ -8,6 +8,7 @@
 //! Invariants: nobody writes without being known; every error is a `Status`; every body, connection count and wait has a
 //! bound that is named here; a reader that takes nothing for [`STALLED_WRITE`] loses its connection, and nobody waits for it.
 
+mod access;
 mod body;
 mod connection;
 mod discovery;

@@ -3,8 +3,8 @@
 use super::body::{self, Body};
 use super::negotiate::{self, Accepted, Shape, Shown};
 use super::path::{ResourcePath, Route, route, verb};
-use super::{Context, REQUEST, discovery, openapi, streams};
-use crate::auth::{Attributes, Identity, Peer, authorize};
+use super::{Context, REQUEST, access, discovery, openapi, streams};
+use crate::auth::{self, Attributes, Identity, Peer};
 use crate::kinds;
 use crate::registry::options::{DeleteOptions, ListOptions, Query, WatchOptions, WriteOptions};
 use crate::registry::{Part, Rescale, Resource, Subresource, Target, Written};
@@ -125,12 +125,15 @@ async fn handle(
     let authorization = head.headers.get(header::AUTHORIZATION);
     let authorization = authorization.map(|value| value.to_str().unwrap_or_default());
     let identity = context.authenticator.identify(peer, authorization)?;
+    let authorizer = context.registry.authorizer();
+    let identity = auth::act_as(authorizer, identity, &head.headers)?;
     let path = head.uri.path();
     let query = Query::parse(head.uri.query().unwrap_or_default());
     let Some(route) = route(path) else { return Ok(Answer::not_found()) };
     let Route::Resource(of) = route else {
         *counted = "path";
-        authorize(&identity, &Attributes::Path { method: head.method.as_str(), path })?;
+        let verb = head.method.as_str().to_lowercase();
+        authorizer.authorize(&identity, &Attributes::Path { verb: &verb, path })?;
         return plain(context, &route, path, &head.method, text(&head.headers, &header::ACCEPT)).await;
     };
     if streams::is_tunnel(&of) {
@@ -140,17 +143,7 @@ async fn handle(
     }
     let verb = verb(&head.method, &of, &query).ok_or_else(|| StatusError::generic(405, ""))?;
     *counted = verb;
-    authorize(
-        &identity,
-        &Attributes::Resource {
-            verb,
-            group: &of.group,
-            plural: &of.plural,
-            subresource: &of.subresource,
-            namespace: &of.namespace,
-            name: &of.name,
-        },
-    )?;
+    access::admit(authorizer, &identity, verb, &of, &query)?;
     if !discovery::is_served(&of.group, &of.version) {
         return Ok(Answer::not_found());
     }

@@ -3,8 +3,8 @@
 //! NamespaceLifecycle (its namespace exists and stays), ServiceAccount (a pod's account, its token's volume), Priority,
 //! DefaultTolerationSeconds.
 
-use super::{Registry, Subresource, Target, load, meta, random_suffix, refused, seal};
-use crate::auth::Identity;
+use super::{Registry, Resource, Subresource, Target, load, meta, random_suffix, refused, seal};
+use crate::auth::{Identity, RoleKind};
 use crate::kinds;
 use crate::object;
 use crate::storage::StorageError;
@@ -35,23 +35,24 @@ impl Registry {
         if target.resource.kind == "CertificateSigningRequest" {
             kinds::sign_request(object, who);
         }
-        Ok(())
+        match role_kind(target.resource) {
+            Some(kind) => self.authorizer.admit_grant(who, kind, object, None),
+            None => Ok(()),
+        }
     }
 
     /// Judges a change of an object, or of a part of it, as it is to be stored.
-    #[expect(
-        clippy::unused_self,
-        clippy::unnecessary_wraps,
-        reason = "the node restriction judges here next"
-    )]
     pub(super) fn admit_update(
         &self,
-        _who: &Identity,
-        _target: &Target,
-        _part: Option<&Subresource>,
-        (_new, _old): (&Value, &Value),
+        who: &Identity,
+        target: &Target,
+        part: Option<&Subresource>,
+        (new, old): (&Value, &Value),
     ) -> Result<(), StatusError> {
-        Ok(())
+        match (role_kind(target.resource), part) {
+            (Some(kind), None) => self.authorizer.admit_grant(who, kind, new, Some(old)),
+            _ => Ok(()),
+        }
     }
 
     /// Judges a deletion.
@@ -190,6 +191,19 @@ impl Registry {
         self.put_absent("services", kubernetes).await?;
         self.claim_first().await
     }
+}
+
+/// Which kind of RBAC it is.
+fn role_kind(resource: &Resource) -> Option<RoleKind> {
+    if resource.group != "rbac.authorization.k8s.io" {
+        return None;
+    }
+    Some(match resource.kind {
+        "Role" => RoleKind::Role,
+        "ClusterRole" => RoleKind::ClusterRole,
+        "RoleBinding" => RoleKind::RoleBinding,
+        _ => RoleKind::ClusterRoleBinding,
+    })
 }
 
 /// What is refused to be created in a namespace that does not exist.

@@ -34,6 +34,7 @@ pub use resource::{
 pub use scale::Rescale;
 pub use watch::{WatchEvent, WatchStream};
 
+use crate::auth::Authorizer;
 use crate::object;
 use crate::storage::{Entry, Revision, Storage, StorageError};
 use bytes::Bytes;
@@ -86,6 +87,8 @@ pub struct Registry {
     services: ServiceRange,
     /// The authority's certificate, for `kube-root-ca.crt`.
     root_ca: Bytes,
+    /// Who may do what.
+    authorizer: Authorizer,
     /// What watches read.
     recent: Arc<Recent>,
 }
@@ -93,12 +96,23 @@ pub struct Registry {
 impl Registry {
     /// Over a storage; `root_ca` is PEM.
     pub fn new(storage: Storage, services: ServiceRange, root_ca: impl Into<Bytes>) -> Registry {
-        Registry { storage, services, root_ca: root_ca.into(), recent: Arc::new(Recent::new()) }
+        Registry {
+            storage,
+            services,
+            root_ca: root_ca.into(),
+            authorizer: Authorizer::default(),
+            recent: Arc::new(Recent::new()),
+        }
     }
 
     /// The storage beneath.
     pub fn storage(&self) -> &Storage {
         &self.storage
+    }
+
+    /// Who may do what; kept up by [`crate::auth::start`].
+    pub fn authorizer(&self) -> &Authorizer {
+        &self.authorizer
     }
 
     /// One object.

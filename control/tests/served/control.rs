@@ -115,7 +115,7 @@ impl Control {
             http1::handshake(TokioIo::new(tls)).await.map_err(std::io::Error::other)?;
         // It ends with the client, or with the server; a request then says so.
         tokio::spawn(connection);
-        Ok(Client { sender, token: None })
+        Ok(Client { sender, token: None, headers: Vec::new() })
     }
 }
 
@@ -124,6 +124,8 @@ pub struct Client {
     sender: SendRequest<Full<Bytes>>,
     /// `None` is anonymous.
     pub token: Option<String>,
+    /// Headers of every request: whom to act as.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 /// A request with everything that may be said.
@@ -137,6 +139,26 @@ pub struct Ask<'a> {
 }
 
 impl Client {
+    /// Acts as somebody from now on (`kubectl --as`).
+    pub fn act_as(mut self, user: &str, groups: &[&str]) -> Client {
+        self.headers = vec![("impersonate-user", user.to_string())];
+        self.headers.extend(groups.iter().map(|group| ("impersonate-group", group.to_string())));
+        self
+    }
+
+    /// Asks until the answer has this code: what is granted and what is taken back takes effect a moment later.
+    pub async fn until(&mut self, code: u16, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let (found, answer) = self.json(method, path, body).await;
+            if found == code {
+                return answer;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{method} {path}: {found}, not {code}: {answer}");
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Sends; the head of the answer, its body yet to come.
     pub async fn send(&mut self, ask: Ask<'_>) -> hyper::Response<Incoming> {
         self.try_send(ask).await.expect("an answer")
@@ -147,6 +169,9 @@ impl Client {
         let mut request = Request::builder().method(ask.method).uri(ask.path).header("host", "127.0.0.1");
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
+        }
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
         }
         if !ask.content_type.is_empty() {
             request = request.header("content-type", ask.content_type);

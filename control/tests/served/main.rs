@@ -6,4 +6,5 @@ mod control;
 #[path = "../storage/etcd.rs"]
 mod etcd;
 mod kubectl;
+mod rbac;
 mod who;

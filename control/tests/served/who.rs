@@ -1,6 +1,6 @@
 //! Who asks: tokens, certificates of the authority and of others, nobody.
 
-use crate::control::{Ask, Control};
+use crate::control::{Ask, Client, Control};
 use rcgen::{CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
@@ -28,15 +28,19 @@ fn certificate(issuer: &Issuer, user: &str, group: &str) -> Certificate {
     (certificate, PrivateKeyDer::try_from(key.serialize_der()).expect("a key"))
 }
 
+/// A connection of a user with a certificate of the authority.
+pub async fn known(control: &Control, user: &str, group: &str) -> Client {
+    let key = std::fs::read_to_string(control.dir.join("pki/ca.key")).expect("the authority's key");
+    let own = authority(KeyPair::from_pem(&key).expect("a key"));
+    control.try_connect(Some(certificate(&own, user, group))).await.expect("connects")
+}
+
 #[tokio::test]
 async fn certificates_of_the_authority_are_believed_and_no_others() {
     let control = Control::start(&[]);
-    let key = std::fs::read_to_string(control.dir.join("pki/ca.key")).expect("the authority's key");
-    let own = authority(KeyPair::from_pem(&key).expect("a key"));
-    let mut admin =
-        control.try_connect(Some(certificate(&own, "alice", "system:masters"))).await.expect("connects");
+    let mut admin = known(&control, "alice", "system:masters").await;
     assert_eq!(admin.json("GET", CONFIG_MAPS, None).await.0, 200);
-    let mut other = control.try_connect(Some(certificate(&own, "bob", "people"))).await.expect("connects");
+    let mut other = known(&control, "bob", "people").await;
     let (code, refused) = other.json("GET", CONFIG_MAPS, None).await;
     let why = "configmaps is forbidden: User \"bob\" cannot list resource \"configmaps\" in API group \"\" in the namespace \"default\"";
     assert_eq!((code, &refused["message"]), (403, &json!(why)));
