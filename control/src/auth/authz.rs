@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! system:masters ─► yes
-//! everybody ─► roles and bindings ─► yes, or no with the reason
+//! a node ─► its pods and what they need ─► yes
+//! everybody ─► roles and bindings ─► yes, or no with the reasons
 //! ```
 //! The state follows the registry (`feed`), so that a request costs look-ups in memory and never a list.
 
 use super::attributes::Attributes;
 use super::identity::{Identity, MASTERS};
+use super::node::{self, Graph};
 use super::roles::{Kind, RoleRef, Roles};
 use super::rules::{PolicyRule, describe, quoted_list, uncovered};
 use crate::object;
@@ -19,8 +21,25 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// What is known of who may do what. Cheap to clone; every clone is the same.
-#[derive(Clone, Debug, Default)]
-pub struct Authorizer(Arc<RwLock<Roles>>);
+#[derive(Clone, Debug)]
+pub struct Authorizer(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    roles: RwLock<Roles>,
+    graph: RwLock<Graph>,
+    node_rules: Vec<PolicyRule>,
+}
+
+impl Default for Authorizer {
+    fn default() -> Authorizer {
+        Authorizer(Arc::new(State {
+            roles: RwLock::default(),
+            graph: RwLock::default(),
+            node_rules: super::policy::node_rules(),
+        }))
+    }
+}
 
 /// Whether, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +53,15 @@ pub struct Decision {
 impl Authorizer {
     fn read(&self) -> RwLockReadGuard<'_, Roles> {
         // Every change is whole before it can panic.
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.roles.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn roles_mut(&self) -> RwLockWriteGuard<'_, Roles> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.0.roles.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn graph_mut(&self) -> RwLockWriteGuard<'_, Graph> {
+        self.0.graph.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether somebody may do something.
@@ -46,10 +69,20 @@ impl Authorizer {
         if who.is_in(MASTERS) {
             return Decision { allowed: true, reason: String::new() };
         }
-        match self.read().decide(who, asked) {
-            Ok(reason) => Decision { allowed: true, reason },
-            Err(reason) => Decision { allowed: false, reason },
+        let mut reasons = Vec::new();
+        if let Some(node) = node::of(who) {
+            let graph = self.0.graph.read().unwrap_or_else(PoisonError::into_inner);
+            match node::decide(node, asked, &graph, &self.0.node_rules) {
+                Ok(()) => return Decision { allowed: true, reason: String::new() },
+                Err(reason) => reasons.push(reason),
+            }
         }
+        match self.read().decide(who, asked) {
+            Ok(reason) => return Decision { allowed: true, reason },
+            Err(reason) => reasons.push(reason),
+        }
+        reasons.retain(|reason| !reason.is_empty());
+        Decision { allowed: false, reason: reasons.join("\n") }
     }
 
     /// Lets somebody do something.

@@ -8,6 +8,7 @@ use crate::object;
 use crate::registry::options::{ListOptions, Query, Start, WatchOptions};
 use crate::registry::{Registry, Resource, Target, WatchEvent};
 use coracle_api::status::StatusError;
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -17,12 +18,48 @@ use tokio::task::JoinSet;
 const RETRY: Duration = Duration::from_secs(1);
 
 const GROUP: &str = "rbac.authorization.k8s.io";
-const KINDS: [(Kind, &str); 4] = [
-    (Kind::ClusterRole, "clusterroles"),
-    (Kind::ClusterRoleBinding, "clusterrolebindings"),
-    (Kind::Role, "roles"),
-    (Kind::RoleBinding, "rolebindings"),
+const KINDS: [(Part, &str, &str); 6] = [
+    (Part::Roles(Kind::ClusterRole), GROUP, "clusterroles"),
+    (Part::Roles(Kind::ClusterRoleBinding), GROUP, "clusterrolebindings"),
+    (Part::Roles(Kind::Role), GROUP, "roles"),
+    (Part::Roles(Kind::RoleBinding), GROUP, "rolebindings"),
+    (Part::Volumes, "", "persistentvolumes"),
+    (Part::Pods, "", "pods"),
 ];
+
+/// Which part of the state a kind makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Roles(Kind),
+    Pods,
+    Volumes,
+}
+
+impl Part {
+    fn replace(self, authorizer: &Authorizer, objects: &[Value]) {
+        match self {
+            Part::Roles(kind) => authorizer.roles_mut().replace(kind, objects),
+            Part::Pods => authorizer.graph_mut().replace_pods(objects),
+            Part::Volumes => authorizer.graph_mut().replace_volumes(objects),
+        }
+    }
+
+    fn put(self, authorizer: &Authorizer, object: &Value) {
+        match self {
+            Part::Roles(kind) => authorizer.roles_mut().put(kind, object),
+            Part::Pods => authorizer.graph_mut().put_pod(object),
+            Part::Volumes => authorizer.graph_mut().put_volume(object),
+        }
+    }
+
+    fn remove(self, authorizer: &Authorizer, namespace: &str, name: &str) {
+        match self {
+            Part::Roles(kind) => authorizer.roles_mut().remove(kind, namespace, name),
+            Part::Pods => authorizer.graph_mut().remove_pod(namespace, name),
+            Part::Volumes => authorizer.graph_mut().remove_volume(name),
+        }
+    }
+}
 
 /// What follows the registry; it stops when this is dropped.
 #[derive(Debug)]
@@ -35,9 +72,9 @@ pub struct Feed(#[expect(dead_code, reason = "its tasks end when it is dropped")
 pub async fn follow(registry: &Registry) -> Result<Feed, StatusError> {
     let mut tasks = JoinSet::new();
     let changed = Arc::new(Notify::new());
-    for (kind, plural) in KINDS {
-        let resource = kinds::find(GROUP, "v1", plural).expect("the kinds of RBAC are in the table");
-        let followed = Followed { registry: registry.clone(), kind, resource, changed: changed.clone() };
+    for (part, group, plural) in KINDS {
+        let resource = kinds::find(group, "v1", plural).expect("the kinds are in the table");
+        let followed = Followed { registry: registry.clone(), part, resource, changed: changed.clone() };
         let since = followed.list().await?;
         tasks.spawn(followed.run(since));
     }
@@ -47,7 +84,7 @@ pub async fn follow(registry: &Registry) -> Result<Feed, StatusError> {
 
 struct Followed {
     registry: Registry,
-    kind: Kind,
+    part: Part,
     resource: &'static Resource,
     /// Tells that cluster roles are others now.
     changed: Arc<Notify>,
@@ -63,7 +100,7 @@ impl Followed {
     }
 
     fn told(&self) {
-        if self.kind == Kind::ClusterRole {
+        if self.part == Part::Roles(Kind::ClusterRole) {
             self.changed.notify_one();
         }
     }
@@ -72,7 +109,7 @@ impl Followed {
     async fn list(&self) -> Result<Start, StatusError> {
         let options = ListOptions::parse(self.resource, &Query::default())?;
         let listed = self.registry.list(&self.target(), &options).await?;
-        self.authorizer().roles_mut().replace(self.kind, &listed.items);
+        self.part.replace(self.authorizer(), &listed.items);
         self.told();
         Ok(Start::After(listed.revision))
     }
@@ -106,12 +143,12 @@ impl Followed {
         while let Some(event) = watch.next().await {
             match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                    self.authorizer().roles_mut().put(self.kind, &object);
+                    self.part.put(self.authorizer(), &object);
                     self.told();
                 }
                 WatchEvent::Deleted(object) => {
                     let (namespace, name) = (object::namespace(&object), object::name(&object));
-                    self.authorizer().roles_mut().remove(self.kind, namespace, name);
+                    self.part.remove(self.authorizer(), namespace, name);
                     self.told();
                 }
                 WatchEvent::Bookmark(_) => {}

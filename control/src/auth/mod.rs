@@ -4,7 +4,7 @@
 //! client certificate (verified by TLS) ─► CN, O…  ┐
 //! Authorization: Bearer TOKEN ─► the token file   ├─► Identity ─► act_as ─► authorize(attributes) ─► registry verb
 //! neither ─► system:anonymous                     ┘                              ▲                     └─► admission
-//!                                            roles, bindings ─► feed ─► Authorizer (in memory)
+//!                              roles, bindings, pods, volumes ─► feed ─► Authorizer (in memory)
 //! ```
 //! Invariants: a credential that is wrong is 401, never anonymous; anonymous gets health and version only; tokens are kept
 //! and compared as digests; every write of the registry names who writes; nobody gives what they do not have.
@@ -16,6 +16,7 @@ mod authz;
 mod feed;
 mod identity;
 mod impersonate;
+pub(crate) mod node;
 mod policy;
 mod roles;
 mod rules;

@@ -352,6 +352,11 @@ const BINDINGS: &[(&str, &[&str])] = &[
     ("system:volume-scheduler", &["User:system:kube-scheduler"]),
 ];
 
+/// What every node may, of what is not told object by object.
+pub(super) fn node_rules() -> Vec<PolicyRule> {
+    NODE.iter().map(Allow::rule).collect()
+}
+
 fn metadata(name: &str) -> Value {
     json!({
         "name": name,

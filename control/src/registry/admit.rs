@@ -3,8 +3,9 @@
 //! NamespaceLifecycle (its namespace exists and stays), ServiceAccount (a pod's account, its token's volume), Priority,
 //! DefaultTolerationSeconds.
 
-use super::{Registry, Resource, Subresource, Target, load, meta, random_suffix, refused, seal};
-use crate::auth::{Identity, RoleKind};
+use super::{Registry, Target, load, meta, random_suffix, refused, seal};
+use crate::auth::Identity;
+use crate::auth::node::{is_mirror, restrict};
 use crate::kinds;
 use crate::object;
 use crate::storage::StorageError;
@@ -13,8 +14,6 @@ use serde_json::{Value, json};
 
 const TOKEN_DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const ROOT_CA: &str = "kube-root-ca.crt";
-/// Marks pods that a node shows of its own files.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 impl Registry {
     /// Fills in and judges a new object.
@@ -35,35 +34,7 @@ impl Registry {
         if target.resource.kind == "CertificateSigningRequest" {
             kinds::sign_request(object, who);
         }
-        match role_kind(target.resource) {
-            Some(kind) => self.authorizer.admit_grant(who, kind, object, None),
-            None => Ok(()),
-        }
-    }
-
-    /// Judges a change of an object, or of a part of it, as it is to be stored.
-    pub(super) fn admit_update(
-        &self,
-        who: &Identity,
-        target: &Target,
-        part: Option<&Subresource>,
-        (new, old): (&Value, &Value),
-    ) -> Result<(), StatusError> {
-        match (role_kind(target.resource), part) {
-            (Some(kind), None) => self.authorizer.admit_grant(who, kind, new, Some(old)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Judges a deletion.
-    #[expect(clippy::unused_self, reason = "the node restriction judges here next")]
-    pub(super) fn admit_delete(
-        &self,
-        _who: &Identity,
-        target: &Target,
-        _old: &Value,
-    ) -> Result<(), StatusError> {
-        kinds::admit_delete(target.resource, &target.name)
+        self.judge_create(who, target, object).await
     }
 
     async fn admit_namespace(&self, target: &Target, object: &Value) -> Result<(), StatusError> {
@@ -81,8 +52,15 @@ impl Registry {
     }
 
     async fn admit_service_account(&self, target: &Target, pod: &mut Value) -> Result<(), StatusError> {
-        if object::at(pod, &["metadata", "annotations", MIRROR]).is_string() {
-            return Ok(());
+        if is_mirror(pod) {
+            // It shows what a node runs by itself, and gets nothing for it.
+            let why = |what: &str| match what {
+                "a service account" => "a mirror pod may not reference service accounts".to_string(),
+                what => format!("a mirror pod may not reference {what}"),
+            };
+            let resource = target.resource.group_resource();
+            return restrict::mirror_needs_nothing(pod)
+                .map_err(|what| StatusError::forbidden(resource, object::name(pod), why(what)));
         }
         let spec = object::child(pod, "spec");
         object::default(spec, "serviceAccountName", "default");
@@ -191,19 +169,6 @@ impl Registry {
         self.put_absent("services", kubernetes).await?;
         self.claim_first().await
     }
-}
-
-/// Which kind of RBAC it is.
-fn role_kind(resource: &Resource) -> Option<RoleKind> {
-    if resource.group != "rbac.authorization.k8s.io" {
-        return None;
-    }
-    Some(match resource.kind {
-        "Role" => RoleKind::Role,
-        "ClusterRole" => RoleKind::ClusterRole,
-        "RoleBinding" => RoleKind::RoleBinding,
-        _ => RoleKind::ClusterRoleBinding,
-    })
 }
 
 /// What is refused to be created in a namespace that does not exist.

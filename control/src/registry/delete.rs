@@ -48,7 +48,7 @@ impl Registry {
             let entry = entry.ok_or_else(|| target.not_found())?;
             let old = load(resource, &entry)?;
             preconditions(target, &old, options)?;
-            self.admit_delete(who, target, &old)?;
+            self.judge_delete(who, target, &old)?;
             let (mut object, stored) = match step(resource, &old, options) {
                 Step::Wait => return Ok(Written { object: old, warnings: Vec::new() }),
                 Step::Mark(marked) if options.dry_run => (*marked, Ok(entry.modified)),

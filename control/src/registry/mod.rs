@@ -15,6 +15,7 @@
 mod admit;
 mod allocate;
 mod delete;
+mod judge;
 mod list;
 mod meta;
 pub mod options;

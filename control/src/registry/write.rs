@@ -244,7 +244,7 @@ impl Registry {
                         meta::bump_generation(&mut new, &old);
                     }
                     own(&mut new);
-                    self.admit_update(who, target, None, (&new, &old))?;
+                    self.judge_update(who, target, None, (&new, &old))?;
                     validate(resource, &new, Some(&old))?;
                     claims = self.claim(resource, &mut new, Some(&old), options.dry_run).await?;
                 }
@@ -265,7 +265,7 @@ impl Registry {
                         meta::bump_generation(&mut new, &old);
                     }
                     own(&mut new);
-                    self.admit_update(who, target, Some(part), (&new, &old))?;
+                    self.judge_update(who, target, Some(part), (&new, &old))?;
                 }
             }
             if new == old {

@@ -6,5 +6,6 @@ mod control;
 #[path = "../storage/etcd.rs"]
 mod etcd;
 mod kubectl;
+mod node;
 mod rbac;
 mod who;
