@@ -1,6 +1,7 @@
 //! Starting the agent: lock, store, board, engine, sources, node API; and ending it without ending a pod.
 
 use crate::cli::{Place, table};
+use crate::cluster::reports::Reports;
 use crate::config::Config;
 use crate::engine::{Engine, Message};
 use crate::events::Events;
@@ -8,7 +9,7 @@ use crate::exit::StartError;
 use crate::node_api::{self, Context};
 use crate::request::Request;
 use crate::sources::ManifestDirectory;
-use crate::{logging, notify, pressure, runtime};
+use crate::{cluster, logging, notify, pressure, runtime};
 use anyhow::{Context as _, Result, bail};
 use coracle_runtime::board::{Board, Settings};
 use coracle_runtime::image::{ImageConfig, RegistryConfig};
@@ -166,7 +167,9 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
     let board = Arc::new(Board::open(settings)?);
     preload(layout.data.join("preload"), &board).await;
     let events = Events::new(node_name);
-    let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events).await?;
+    let kubeconfig = cluster::kubeconfig(&layout, &config);
+    let reports = kubeconfig.is_some().then(Reports::default);
+    let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events, reports.clone()).await?;
     // Listening before the manifests are read: a change in between is an event and not lost.
     let manifests = layout.data.join("manifests");
     let mut directory =
@@ -178,6 +181,9 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
     let context = Context { board: board.clone(), engine: inbox.clone(), started: std::time::Instant::now() };
     tokio::spawn(node_api::serve(listener, context.clone()));
     tokio::spawn(directory.watch(inbox.clone()));
+    if let (Some(kubeconfig), Some(reports)) = (kubeconfig, reports) {
+        cluster::start(kubeconfig, &config, &board, inbox.clone(), reports);
+    }
     if config.eviction_memory_available_bytes > 0 {
         tokio::spawn(pressure::watch(config.eviction_memory_available_bytes, inbox));
     }

@@ -5,7 +5,62 @@
 //! used, and no request is needed for what runs already to go on running.
 
 pub(crate) mod access;
-pub(crate) mod backoff;
+mod backoff;
 pub(crate) mod client;
 pub(crate) mod kubeconfig;
+mod lease;
+mod node;
+mod node_status;
+pub(crate) mod outbox;
+mod pods;
+pub(crate) mod reports;
+mod status;
 pub(crate) mod watch;
+
+use crate::config::Config;
+use crate::engine::Message;
+use client::Client;
+use coracle_runtime::board::Board;
+use coracle_runtime::layout::Layout;
+use reports::Reports;
+use rustls::time_provider::DefaultTimeProvider;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch as cell};
+
+/// Where the kubelet's API is served.
+const KUBELET_PORT: i32 = 10250;
+
+/// The kubeconfig, if this board belongs to a cluster.
+pub(crate) fn kubeconfig(layout: &Layout, config: &Config) -> Option<PathBuf> {
+    let joined = layout.data.join("cluster").join("kubeconfig");
+    config.cluster.kubeconfig.clone().or_else(|| joined.exists().then_some(joined))
+}
+
+/// Starts all that talks to the API. It ends with the engine.
+pub(crate) fn start(
+    kubeconfig: PathBuf,
+    config: &Config,
+    board: &Arc<Board>,
+    engine: mpsc::Sender<Message>,
+    reports: Reports,
+) {
+    let client = Client::of_kubeconfig(kubeconfig, Arc::new(DefaultTimeProvider));
+    let (uid, node_uid) = cell::channel(None);
+    let interval = Duration::from_secs(config.cluster.lease_renew_seconds);
+    let node_name = board.settings().node_name.clone();
+    let registrar = node::Registrar {
+        client: client.clone(),
+        board: board.clone(),
+        labels: config.cluster.labels.clone(),
+        memory_available_bytes: config.eviction_memory_available_bytes,
+        port: KUBELET_PORT,
+        interval,
+        report_interval: Duration::from_secs(config.cluster.status_report_seconds),
+        uid,
+    };
+    tokio::spawn(registrar.run());
+    tokio::spawn(lease::run(client.clone(), node_name.clone(), node_uid.clone(), interval));
+    tokio::spawn(pods::Pods { client, node_name, node_uid, engine, reports }.run());
+}

@@ -1,5 +1,6 @@
 //! The agent's one configuration file: TOML, every setting with a default, unknown keys refused with their line.
 
+use coracle_api::names;
 use coracle_runtime::image::Reference;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -42,6 +43,22 @@ pub struct Config {
     pub eviction_memory_available_bytes: u64,
     /// Images.
     pub image: ImageSettings,
+    /// The API server.
+    pub cluster: ClusterSettings,
+}
+
+/// `[cluster]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterSettings {
+    /// Credentials; by default those that `coracle join` put into `ROOT/cluster`, and without them the board stands alone.
+    pub kubeconfig: Option<PathBuf>,
+    /// Of the Node, besides those that every node has.
+    pub labels: BTreeMap<String, String>,
+    /// How often the node's Lease is renewed. It holds for four times this.
+    pub lease_renew_seconds: u64,
+    /// How often a status of the node that has not changed is told again, at least; at most twice this.
+    pub status_report_seconds: u64,
 }
 
 /// `[image]`.
@@ -115,6 +132,18 @@ impl Default for Config {
             log_files_max: 3,
             eviction_memory_available_bytes: 100 << 20,
             image: ImageSettings::default(),
+            cluster: ClusterSettings::default(),
+        }
+    }
+}
+
+impl Default for ClusterSettings {
+    fn default() -> ClusterSettings {
+        ClusterSettings {
+            kubeconfig: None,
+            labels: BTreeMap::new(),
+            lease_renew_seconds: 10,
+            status_report_seconds: 300,
         }
     }
 }
@@ -235,7 +264,19 @@ impl Config {
                 }
             }
         }
-        for (key, value) in [("pod_pids_max", self.pod_pids_max), ("log_bytes_max", self.log_bytes_max)] {
+        for (key, value) in &self.cluster.labels {
+            let wrong = [names::qualified_name(key), names::label_value(value)].concat();
+            if let Some(why) = wrong.first() {
+                return Err(("cluster.labels", format!("{key} = {value:?}: {why}")));
+            }
+        }
+        let positive = [
+            ("pod_pids_max", self.pod_pids_max),
+            ("log_bytes_max", self.log_bytes_max),
+            ("cluster.lease_renew_seconds", self.cluster.lease_renew_seconds),
+            ("cluster.status_report_seconds", self.cluster.status_report_seconds),
+        ];
+        for (key, value) in positive {
             if value == 0 {
                 return Err((key, "must be above 0".into()));
             }
@@ -265,6 +306,8 @@ mod tests {
         check("network_cidr = \"10.0.0.0\"", "c.toml:1: \"10.0.0.0\" is not an IPv4 network");
         check("network_cidr = \"10.0.0.1/16\"", "is not an IPv4 network");
         check("[image]\ngc_low_percent = 90", "gc_low_percent");
+        check("[cluster]\nlease_renew_seconds = 0", "c.toml: cluster.lease_renew_seconds: must be above 0");
+        check("[cluster.labels]\na = \"b c\"", "c.toml: cluster.labels: a = \"b c\": a valid label");
         check("node_name = \"Not Good\"", "c.toml: node_name:");
         check("network_mtu = 5", "c.toml: network_mtu: must be between");
         check("image.pinned = [\"Not Good\"]", "c.toml: image.pinned: invalid image name");

@@ -11,11 +11,14 @@
 //! way at a time and carries every pod that became ready meanwhile. A pod whose store write fails keeps running,
 //! and nothing new is done to it until a write succeeds.
 
+mod api;
 mod facts;
 mod perform;
 mod requests;
 mod secrets;
 
+use crate::cluster::reports::{Report, Reports};
+use crate::cluster::watch::Delta;
 use crate::events::Events;
 use crate::notify::Watchdog;
 use crate::record::{HistoryRecord, PodRecord, SecretRecord, Source};
@@ -50,6 +53,8 @@ pub(crate) enum Message {
     Request(Request),
     /// The manifest directory as it is now.
     Manifests(Vec<FileManifest>),
+    /// The pods that the API server has for this board.
+    Api(Delta<Pod>),
     /// An action ended.
     Done { uid: PodUid, key: ActionKey, result: perform::Done },
     /// From a pod's shim.
@@ -107,6 +112,8 @@ pub(crate) struct Engine {
     retry_at: Option<Duration>,
     watchers: Vec<mpsc::Sender<Change>>,
     events: Events,
+    /// To the API server; `None` on a board that stands alone.
+    reports: Option<Reports>,
     resource_version: u64,
     /// Something was done since memory was last given back.
     worked: bool,
@@ -118,6 +125,7 @@ impl Engine {
         board: Arc<Board>,
         store: Arc<Store>,
         events: Events,
+        reports: Option<Reports>,
     ) -> anyhow::Result<(Engine, mpsc::Sender<Message>)> {
         let (outbox, inbox) = mpsc::channel(INBOX_MAX);
         let mut engine = Engine {
@@ -134,6 +142,7 @@ impl Engine {
             retry_at: None,
             watchers: Vec::new(),
             events,
+            reports,
             resource_version: 1,
             worked: true,
         };
@@ -216,6 +225,7 @@ impl Engine {
         match message {
             Message::Request(request) => self.answer(request).await,
             Message::Manifests(files) => self.manifests(files).await,
+            Message::Api(delta) => self.api(delta).await,
             Message::Done { uid, key, result } => {
                 self.worked |= !matches!(key, ActionKey::Probe(_));
                 self.done(&uid, &key, result);
@@ -337,6 +347,7 @@ impl Engine {
             self.resource_version += 1;
             entry.resource_version = self.resource_version;
             let change = Change { kind: ChangeKind::Modified, pod: entry.shown() };
+            self.report(uid);
             self.tell(&change);
         }
         let Some(entry) = self.pods.get_mut(uid) else { return };
@@ -372,10 +383,20 @@ impl Engine {
         }
     }
 
+    /// Tells the API server how a pod is.
+    fn report(&self, uid: &PodUid) {
+        if let (Some(reports), Some(entry)) = (&self.reports, self.pods.get(uid)) {
+            reports.put(Report { pod: entry.shown(), source: entry.record.source.clone(), gone: false });
+        }
+    }
+
     fn forget(&mut self, uid: &PodUid) {
         let Some(entry) = self.pods.remove(uid) else { return };
         info!(namespace = entry.spec.namespace, name = entry.spec.name, uid = uid.0, "pod is gone");
         self.tell(&Change { kind: ChangeKind::Deleted, pod: entry.shown() });
+        if let Some(reports) = &self.reports {
+            reports.put(Report { pod: entry.shown(), source: entry.record.source.clone(), gone: true });
+        }
         for (other, waiting) in &mut self.pods {
             if waiting.blocked_by.as_ref() == Some(uid) {
                 waiting.blocked_by = None;
@@ -436,7 +457,7 @@ impl Entry {
         pod.metadata.resource_version = Some(self.resource_version.to_string());
         let annotation = match self.record.source {
             Source::Manifest(_) => "file",
-            Source::Apply => "api",
+            Source::Apply | Source::Api => "api",
         };
         let annotations = pod.metadata.annotations.get_or_insert_with(BTreeMap::new);
         annotations.insert("kubernetes.io/config.source".into(), annotation.into());

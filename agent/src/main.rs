@@ -5,7 +5,6 @@
 
 mod agent;
 mod cli;
-#[expect(dead_code, reason = "taken into use piece by piece")]
 mod cluster;
 mod config;
 mod doctor;

@@ -24,13 +24,20 @@ pub(crate) enum Source {
     Manifest(String),
     /// `coracle apply`.
     Apply,
+    /// The API server: gone when the object there is.
+    Api,
 }
 
 impl Record for PodRecord {
     const KIND: &'static str = "pod";
-    const VERSION: u16 = 1;
+    /// 2: pods of the API server.
+    const VERSION: u16 = 2;
     /// Desired state: what a rebuilt store starts from.
     const EXPORTED: bool = true;
+
+    fn upgrade(version: u16, value: serde_json::Value) -> Option<PodRecord> {
+        (version == 1).then(|| serde_json::from_value(value).ok())?
+    }
 }
 
 /// A `v1.Secret` of registry credentials, by namespace and name.

@@ -144,6 +144,7 @@ impl Refusal {
         let owner = match source {
             Source::Manifest(file) => format!("the manifest {file}"),
             Source::Apply => "coracle apply".into(),
+            Source::Api => "the API server".into(),
         };
         let message = format!("{} {namespace}/{name} belongs to {owner}; change it there", kind.word());
         Refusal { code: 409, reason: "Conflict", message }
@@ -154,6 +155,13 @@ impl Refusal {
         let kind = kind.word();
         let message =
             format!("{kind} {namespace}/{name} belongs to the manifest {file}; remove that file instead");
+        Refusal { code: 403, reason: "Forbidden", message }
+    }
+
+    /// The API server has it, so that it can be deleted there alone.
+    pub(crate) fn of_the_api(kind: Kind, namespace: &str, name: &str) -> Refusal {
+        let message =
+            format!("{} {namespace}/{name} belongs to the API server; delete it there", kind.word());
         Refusal { code: 403, reason: "Forbidden", message }
     }
 

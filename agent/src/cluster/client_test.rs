@@ -144,7 +144,7 @@ async fn a_refusal_is_the_servers_own() {
     let server = Server::start([whole(410, &gone), (404, vec!["404 page not found\n".into()])]).await;
     let client = server.client();
     let error = client.get::<Value>("/a").await.expect_err("refused");
-    assert!(error.is_expired() && error.to_string() == "too old", "{error}");
+    assert!(error.reason() == Some(Reason::Expired) && error.to_string() == "too old", "{error}");
     let error = client.get::<Value>("/b").await.expect_err("refused");
     assert!(error.is_not_found(), "{error}");
 }

@@ -129,7 +129,8 @@ impl Engine {
         }
         let board = self.board.clone();
         let used = |spec: &PodSpec| board.tree().usage(&board.tree().pod_path(&spec.uid, spec.qos));
-        let evictable = self.pods.values().filter(|e| e.record.source == Source::Apply && !e.ended());
+        let evictable =
+            self.pods.values().filter(|e| !matches!(e.record.source, Source::Manifest(_)) && !e.ended());
         let candidates: Vec<Candidate<'_>> = evictable
             .filter_map(|e| Some(Candidate { spec: &e.spec, memory_bytes: used(&e.spec)?.working_set_bytes }))
             .collect();
@@ -167,7 +168,7 @@ impl Engine {
         }
     }
 
-    fn look_at_images_of(&mut self, uid: &PodUid) {
+    pub(super) fn look_at_images_of(&mut self, uid: &PodUid) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
         let spec = entry.spec.clone();
         for container in spec.containers.iter().chain(&spec.init_containers) {

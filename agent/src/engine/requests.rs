@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 /// Pods that ended or were rejected, beside those that run (`pods_max`).
-const ENDED_MAX: usize = 1000;
+pub(super) const ENDED_MAX: usize = 1000;
 
 impl Engine {
     pub(super) async fn answer(&mut self, request: Request) {
@@ -208,15 +208,17 @@ impl Engine {
     fn delete(&mut self, namespace: &str, name: &str, grace: Option<i64>) -> Result<Pod, Refusal> {
         let uid = self.find(namespace, name).cloned().ok_or_else(|| Refusal::not_found(Kind::Pod, name))?;
         let entry = &self.pods[&uid];
-        if let Source::Manifest(file) = &entry.record.source {
-            return Err(Refusal::owned(Kind::Pod, namespace, name, file));
+        match &entry.record.source {
+            Source::Manifest(file) => return Err(Refusal::owned(Kind::Pod, namespace, name, file)),
+            Source::Api => return Err(Refusal::of_the_api(Kind::Pod, namespace, name)),
+            Source::Apply => {}
         }
         self.mark_deleted(&uid, grace);
         Ok(self.pods[&uid].shown())
     }
 
     /// Idempotent; a second deletion may only shorten the grace period.
-    fn mark_deleted(&mut self, uid: &PodUid, grace: Option<i64>) {
+    pub(super) fn mark_deleted(&mut self, uid: &PodUid, grace: Option<i64>) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
         let grace = grace
             .map_or(i64::try_from(entry.spec.termination_grace.as_secs()).unwrap_or(i64::MAX), |g| g.max(0));
@@ -284,7 +286,7 @@ impl Engine {
                     let key = (file.clone(), (e.spec.namespace.clone(), e.spec.name.clone()));
                     !unreadable.contains(file) && !pods.contains(&key)
                 }
-                Source::Apply => false,
+                Source::Apply | Source::Api => false,
             })
             .map(|(uid, _)| uid.clone())
             .collect();

@@ -105,6 +105,7 @@ impl Engine {
         match self.secrets.0.get(&key).map(|record| &record.source) {
             None => Err(Refusal::not_found(Kind::Secret, name)),
             Some(Source::Manifest(file)) => Err(Refusal::owned(Kind::Secret, namespace, name, file)),
+            Some(Source::Api) => Err(Refusal::of_the_api(Kind::Secret, namespace, name)),
             Some(Source::Apply) => {
                 self.forget_secret(&key);
                 Ok(())
@@ -123,7 +124,7 @@ impl Engine {
                 let gone = !unreadable.contains(file) && !wanted.contains(&(file.clone(), key.clone()));
                 gone.then(|| key.clone())
             }
-            Source::Apply => None,
+            Source::Apply | Source::Api => None,
         };
         let orphaned: Vec<Key> = self.secrets.0.iter().filter_map(orphaned).collect();
         for key in orphaned {

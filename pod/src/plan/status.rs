@@ -33,6 +33,8 @@ impl Planner<'_> {
         };
         let hosts: Vec<String> = self.seen.host_ips.iter().map(ToString::to_string).collect();
         let (reason, message) = self.history.failed.clone().unzip();
+        // Only the API server counts generations.
+        let observed_generation = (spec.generation > 0).then_some(spec.generation);
         PodStatus {
             phase: Some(phase.into()),
             conditions: Some(conditions),
@@ -53,6 +55,7 @@ impl Planner<'_> {
             ),
             reason,
             message,
+            observed_generation,
             ..Default::default()
         }
     }
@@ -64,6 +67,11 @@ impl Planner<'_> {
             return "Failed";
         }
         if self.finished() {
+            return if self.spec.containers.iter().all(ended_well) { "Succeeded" } else { "Failed" };
+        }
+        // Of a pod that is being deleted nothing is started again: once nothing runs any more, it has ended.
+        let ended = |c: &ContainerSpec| self.of(&c.name).is_some_and(|h| h.exit.is_some());
+        if self.spec.deletion.is_some() && self.spec.containers.iter().all(ended) {
             return if self.spec.containers.iter().all(ended_well) { "Succeeded" } else { "Failed" };
         }
         let begun = |c: &ContainerSpec| {
@@ -117,6 +125,7 @@ impl Planner<'_> {
                         _ => None,
                     },
                     reason: reason.map(Into::into),
+                    observed_generation: (self.spec.generation > 0).then_some(self.spec.generation),
                     ..Default::default()
                 }
             })
