@@ -54,7 +54,7 @@ pub(crate) enum Message {
     /// The manifest directory as it is now.
     Manifests(Vec<FileManifest>),
     /// The pods that the API server has for this board.
-    Api(Delta<Pod>),
+    Api(Box<Delta<Pod>>),
     /// An action ended.
     Done { uid: PodUid, key: ActionKey, result: perform::Done },
     /// From a pod's shim.
@@ -225,7 +225,7 @@ impl Engine {
         match message {
             Message::Request(request) => self.answer(request).await,
             Message::Manifests(files) => self.manifests(files).await,
-            Message::Api(delta) => self.api(delta).await,
+            Message::Api(delta) => self.api(*delta).await,
             Message::Done { uid, key, result } => {
                 self.worked |= !matches!(key, ActionKey::Probe(_));
                 self.done(&uid, &key, result);

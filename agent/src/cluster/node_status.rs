@@ -64,9 +64,9 @@ impl Facts {
         let field = |name: &str| memory.get(name).copied().unwrap_or(0);
         self.memory_pressure = memory_available_bytes > 0 && field("MemAvailable") < memory_available_bytes;
         if let Ok(disk) = statvfs(&settings.layout.data) {
-            let block = u64::from(disk.fragment_size());
-            self.disk_bytes = u64::from(disk.blocks()).saturating_mul(block);
-            let available = u64::from(disk.blocks_available()).saturating_mul(block);
+            let block = wide(disk.fragment_size());
+            self.disk_bytes = wide(disk.blocks()).saturating_mul(block);
+            let available = wide(disk.blocks_available()).saturating_mul(block);
             self.disk_pressure = available < self.disk_bytes / 100 * DISK_AVAILABLE_PERCENT;
         }
         self.pid_pressure =
@@ -267,6 +267,11 @@ fn info(boot_id: &str, swap_bytes: u64) -> NodeSystemInfo {
 fn os_image(text: &str) -> String {
     let line = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     line.unwrap_or("Linux").trim_matches(['"', '\'']).to_string()
+}
+
+/// What is 32 bits wide on some boards.
+fn wide(count: impl Into<u64>) -> u64 {
+    count.into()
 }
 
 /// Bytes by name.

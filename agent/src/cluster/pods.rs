@@ -57,7 +57,7 @@ impl Pods {
                         Delta::Changed(pod) => outbox.changed(pod),
                         Delta::Deleted(pod) => outbox.deleted(pod),
                     }
-                    if self.engine.send(Message::Api(delta)).await.is_err() {
+                    if self.engine.send(Message::Api(Box::new(delta))).await.is_err() {
                         return;
                     }
                 }

@@ -128,6 +128,7 @@ fn object(status: &PodStatus) -> Map<String, Value> {
 mod tests {
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "written down where it is called")]
     fn check(api: Value, ours: Value, expected: Value) {
         let status = |value: &Value| serde_json::from_value::<PodStatus>(value.clone()).expect("a status");
         let (api, ours) = (status(&api), status(&ours));
