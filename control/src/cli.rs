@@ -1,11 +1,15 @@
 //! The command line. What needs the running server asks it over the API, as the administrator whose kubeconfig `serve`
 //! keeps in its data directory.
 
-use crate::config::Config;
+mod client;
+mod token;
+
+use crate::config::{Config, DEFAULT_DATA_DIR};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use token::TokenCommand;
 
 /// Serves the Kubernetes API to boards and kubectl.
 #[derive(Debug, Parser)]
@@ -13,7 +17,7 @@ use std::path::PathBuf;
     name = "coracle-control",
     version,
     arg_required_else_help = true,
-    after_help = "Examples:\n  coracle-control serve --host api.example.com\n  coracle-control completion bash > /etc/bash_completion.d/coracle-control\n\nExit codes:\n  0 done   1 failed   2 wrong usage   3 configuration"
+    after_help = "Examples:\n  coracle-control serve --host api.example.com\n  coracle-control token create --ttl 1h\n  coracle-control completion bash > /etc/bash_completion.d/coracle-control\n\nExit codes:\n  0 done   1 failed   2 wrong usage   3 configuration"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -25,6 +29,9 @@ pub enum Command {
     /// Run the control plane in the foreground.
     #[command(after_help = "Examples:\n  coracle-control serve --data-dir ./data --listen 127.0.0.1:6443")]
     Serve(Serve),
+    /// Make, list and revoke the tokens that boards join with.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -54,6 +61,31 @@ pub enum ConfigCommand {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+}
+
+/// Which control plane is meant, and as whom it is asked.
+#[derive(Debug, Args)]
+pub struct Running {
+    /// Where `serve` keeps its data; what the configuration says (/var/lib/coracle-control) by default.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Another kubeconfig than the administrator's in the data directory.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+}
+
+impl Running {
+    async fn connect(&self) -> anyhow::Result<client::Client> {
+        let path = match &self.kubeconfig {
+            Some(path) => path.clone(),
+            None => {
+                // A configuration that cannot be read is for `serve` to complain about.
+                let configured = Config::load(None).map_or(DEFAULT_DATA_DIR.into(), |config| config.data_dir);
+                self.data_dir.clone().unwrap_or(configured).join("admin.conf")
+            }
+        };
+        client::Client::connect(&path).await
+    }
 }
 
 /// Every flag of it wins over the file.
@@ -121,6 +153,10 @@ pub fn run(command: Command) -> anyhow::Result<()> {
             print(&String::from_utf8(script)?)?;
         }
         Command::Man { dir } => clap_mangen::generate_to(Cli::command(), &dir)?,
+        Command::Token(command) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(token::run(command))?;
+        }
         Command::Serve(_) => unreachable!("main runs it"),
     }
     Ok(())

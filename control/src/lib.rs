@@ -6,6 +6,7 @@
 //! ```
 
 pub mod auth;
+pub mod enroll;
 pub mod http;
 pub mod kinds;
 pub mod object;

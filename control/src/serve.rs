@@ -5,15 +5,17 @@ use crate::config::Config;
 use crate::logging;
 use anyhow::Context;
 use coracle_control::auth::{self, Authenticator};
+use coracle_control::enroll::{self, Enrollment};
 use coracle_control::http;
 use coracle_control::pki::{self, Pki};
 use coracle_control::registry::{Registry, ServiceRange};
 use coracle_control::storage::{Embedded, Etcd, EtcdOptions, Storage};
 use coracle_control::tunnel::Dialer;
 use sd_notify::NotifyState;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -47,7 +49,9 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     if !address.ip().is_unspecified() {
         hosts.push(address.ip().to_string());
     }
-    let pki = Pki::open(&config.data_dir.join("pki"), &hosts)?;
+    hosts.push(advertised(&config, address, false));
+    let expired = Duration::from_secs(u64::from(config.certificates.expired_days) * 86_400);
+    let pki = Pki::open(&config.data_dir.join("pki"), &hosts, expired)?;
     let token_file = config.token_file.clone().unwrap_or_else(|| config.data_dir.join("tokens.csv"));
     if !token_file.exists() {
         make_administrator(&token_file, &config.data_dir, address, &pki)?;
@@ -56,8 +60,13 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     let registry = Registry::new(storage, services, pki.ca.clone());
     registry.bootstrap(address.port()).await?;
     let _authorization = auth::start(&registry).await?;
-    let context =
-        Arc::new(http::Context::new(registry, authenticator, Dialer::new(pki.kubelet_client.clone())));
+    let url = format!("https://{}", advertised(&config, address, true));
+    enroll::publish(&registry, &url, &pki.ca).await?;
+    let longest = Duration::from_secs(u64::from(config.certificates.days_max) * 86_400);
+    let enrollment = Enrollment::new(registry.clone(), &pki, longest);
+    let _enrolling = Task(tokio::spawn(enroll::run(enrollment.clone())));
+    let dialer = Dialer::new(pki.kubelet_client.clone());
+    let context = Arc::new(http::Context::new(registry, authenticator, dialer, enrollment));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tracing::info!(%address, "the API is served");
     tell(&[NotifyState::Ready, NotifyState::Status("the API is served")]);
@@ -69,6 +78,47 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     };
     tell(&[NotifyState::Stopping]);
     outcome
+}
+
+/// `HOST` or `HOST:PORT` at which boards reach the API, as far as anybody has said.
+fn advertised(config: &Config, address: SocketAddr, with_port: bool) -> String {
+    let said = match config.advertise.as_str() {
+        "" => config.hosts.first().cloned().unwrap_or_default(),
+        said => said.to_string(),
+    };
+    let ip = if address.ip().is_unspecified() { outward() } else { Some(address.ip()) };
+    let said = if said.is_empty() { ip.unwrap_or(Ipv4Addr::LOCALHOST.into()).to_string() } else { said };
+    // HOST, HOST:PORT, [V6]:PORT or V6 itself.
+    let (host, port) = match said.parse::<IpAddr>() {
+        Ok(_) => (said.as_str(), None),
+        Err(_) => match said.rsplit_once(':') {
+            Some((host, port)) => (host.trim_matches(['[', ']']), port.parse().ok()),
+            None => (said.as_str(), None),
+        },
+    };
+    let port: u16 = port.unwrap_or(address.port());
+    match (with_port, host.contains(':')) {
+        (false, _) => host.to_string(),
+        (true, true) => format!("[{host}]:{port}"),
+        (true, false) => format!("{host}:{port}"),
+    }
+}
+
+/// The address from which this machine would speak to the world. Nothing is sent.
+fn outward() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    // RFC 5737: nobody's.
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+/// Ends with whoever holds it.
+struct Task(tokio::task::JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// sd_notify(3). Without systemd nothing is sent, and that is no error.

@@ -1,6 +1,7 @@
 //! Who asks: certificates that TLS has verified, and tokens.
 
 use super::Identity;
+use crate::enroll;
 use coracle_api::status::StatusError;
 use ring::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
@@ -35,6 +36,10 @@ fn of_certificate(der: &[u8]) -> Option<Identity> {
         .iter_organization()
         .filter_map(|o| o.as_str().ok().map(String::from))
         .collect::<Vec<_>>();
+    if let Some(ended) = enroll::ended(&certificate, jiff::Timestamp::now()) {
+        // TLS lets nodes in with certificates that ended lately. They are nobody but those who ask for the next one.
+        return Some(ended);
+    }
     let id: String = digest(&SHA256, der).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     let extra = [(CREDENTIAL_ID.to_string(), vec![format!("X509SHA256={id}")])].into();
     (!user.is_empty()).then(|| Identity { extra, ..Identity::known(user, groups) })

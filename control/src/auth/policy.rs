@@ -346,6 +346,8 @@ const BINDINGS: &[(&str, &[&str])] = &[
     ("system:monitoring", &["Group:system:monitoring"]),
     // The node authorizer judges nodes; the binding is upstream's, without subjects.
     ("system:node", &[]),
+    // Boards that join. Upstream's kubeadm binds its own group so.
+    ("system:node-bootstrapper", &["Group:system:bootstrappers"]),
     ("system:node-proxier", &["User:system:kube-proxy"]),
     ("system:public-info-viewer", &["Group:system:authenticated", "Group:system:unauthenticated"]),
     ("system:service-account-issuer-discovery", &["Group:system:serviceaccounts"]),

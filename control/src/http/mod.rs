@@ -20,6 +20,7 @@ mod serve;
 mod streams;
 
 use crate::auth::Authenticator;
+use crate::enroll::Enrollment;
 use crate::registry::Registry;
 use crate::tunnel::Dialer;
 use metrics::Metrics;
@@ -50,12 +51,18 @@ pub struct Context {
     authenticator: Authenticator,
     metrics: Metrics,
     dialer: Dialer,
+    enrollment: Enrollment,
 }
 
 impl Context {
-    /// Over a registry, for those that the authenticator knows, with a way to the boards.
-    pub fn new(registry: Registry, authenticator: Authenticator, dialer: Dialer) -> Context {
-        Context { registry, authenticator, metrics: Metrics::default(), dialer }
+    /// Over a registry, for those that the authenticator knows, with a way to the boards, and a way in for new ones.
+    pub fn new(
+        registry: Registry,
+        authenticator: Authenticator,
+        dialer: Dialer,
+        enrollment: Enrollment,
+    ) -> Context {
+        Context { registry, authenticator, metrics: Metrics::default(), dialer, enrollment }
     }
 }
 

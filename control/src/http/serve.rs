@@ -21,6 +21,8 @@ use std::sync::Arc;
 /// What is served beside the API itself.
 const SERVED: &[&str] = &["/version", "/metrics", "/healthz", "/livez", "/readyz", "/openapi/"];
 
+/// What is settled before it is answered.
+const CSR: &str = "CertificateSigningRequest";
 const OPENAPI_V2: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 type Response = hyper::Response<Body>;
@@ -124,7 +126,11 @@ async fn handle(
     let (head, body) = request.into_parts();
     let authorization = head.headers.get(header::AUTHORIZATION);
     let authorization = authorization.map(|value| value.to_str().unwrap_or_default());
-    let identity = context.authenticator.identify(peer, authorization)?;
+    let bearer = authorization.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    let identity = match context.enrollment.authenticate(bearer.trim()).await? {
+        Some(identity) => identity,
+        None => context.authenticator.identify(peer, authorization)?,
+    };
     let authorizer = context.registry.authorizer();
     let identity = auth::act_as(authorizer, identity, &head.headers)?;
     let path = head.uri.path();
@@ -290,6 +296,9 @@ impl Asked {
         let content_type = text(&self.headers, &header::CONTENT_TYPE);
         let media_type = negotiate::media_type(content_type);
         let agent = text(&self.headers, &header::USER_AGENT);
+        if part.is_some_and(|part| part.what == Part::Approval) && self.verb != "get" {
+            self.context.enrollment.check_approver(&self.who, target).await?;
+        }
         let is_scale = part.is_some_and(|part| part.what == Part::Scale);
         Ok(match self.verb {
             "get" if is_scale => Answer::ok(registry.scale(target).await?, accepted),
@@ -306,6 +315,10 @@ impl Asked {
                 if part.is_some_and(|part| part.what == Part::Binding) {
                     let bound = registry.bind(&self.who, target, &object.value, &options).await?;
                     return Ok(Answer::Object { code: 201, object: bound, warnings: Vec::new(), accepted });
+                }
+                if resource.kind == CSR {
+                    let enrollment = &self.context.enrollment;
+                    return Ok(written(201, enrollment.create(&self.who, target, object, &options).await?));
                 }
                 written(201, registry.create(&self.who, target, object, &options).await?)
             }

@@ -252,9 +252,12 @@ pub(super) fn update_signing_request(new: &mut Value, old: &Value) {
 
 pub(super) fn validate_signing_request(request: &Value, errors: &mut Errors) {
     let (spec, path) = (at(request, &["spec"]), Path::new("spec"));
-    if text(spec, &["request"]).is_empty() {
-        let why = "PEM block type must be CERTIFICATE REQUEST";
-        errors.invalid(&path.child("request"), json!([]), why);
+    if let Err(why) = crate::enroll::read(request) {
+        errors.invalid(&path.child("request"), at(spec, &["request"]).clone(), why.to_string());
+    }
+    if at(spec, &["expirationSeconds"]).as_i64().is_some_and(|seconds| seconds < 600) {
+        let why = "may not specify a duration less than 600 seconds (10 minutes)";
+        errors.invalid(&path.child("expirationSeconds"), at(spec, &["expirationSeconds"]).clone(), why);
     }
     if items(spec, &["usages"]).is_empty() {
         errors.required(&path.child("usages"), "usages must be specified");

@@ -20,6 +20,7 @@ pub(super) fn default_secret(secret: &mut Value) {
             data.insert(key, base64::engine::general_purpose::STANDARD.encode(text).into());
         }
     }
+    crate::enroll::token::hash_at_rest(secret);
 }
 
 fn validate_data(object: &Value, lists: &[&str], errors: &mut Errors) {

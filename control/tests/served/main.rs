@@ -3,6 +3,7 @@
 mod answers;
 mod api;
 mod control;
+mod enroll;
 #[path = "../storage/etcd.rs"]
 mod etcd;
 mod kubectl;
