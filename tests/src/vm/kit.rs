@@ -151,8 +151,8 @@ agent=$(systemctl show -P ExecMainStartTimestampMonotonic coracle)
 last=0
 for procs in $(find /sys/fs/cgroup/coracle.slice/kubepods -mindepth 3 -name cgroup.procs) $(find /sys/fs/cgroup/coracle.slice/kubepods -mindepth 2 -path '*pod*/*/cgroup.procs'); do
     for pid in $(cat "$procs" 2>/dev/null | head -1); do
-        ticks=$(sed 's/.*) //' /proc/$pid/stat | cut -d' ' -f20)
-        [ "$ticks" -le "$last" ] || last=$ticks
+        ticks=$(sed 's/.*) //' /proc/$pid/stat 2>/dev/null | cut -d' ' -f20)
+        [ "${ticks:-0}" -le "$last" ] || last=$ticks
     done
 done
 [ "$last" = 0 ] && { echo 0; exit; }
