@@ -324,6 +324,15 @@ impl StatusError {
         StatusError::new(Reason::TooManyRequests, message.into()).retry_after(retry_seconds)
     }
 
+    /// The same with a cause, `details.causes`.
+    #[must_use]
+    pub fn because(mut self, reason: &str, message: impl Into<String>) -> StatusError {
+        let cause = StatusCause { reason: Some(reason.into()), message: Some(message.into()), field: None };
+        let details = self.details.get_or_insert_default();
+        details.causes.get_or_insert_default().push(cause);
+        self
+    }
+
     /// 500: `Internal error occurred: why`.
     pub fn internal(why: impl fmt::Display) -> StatusError {
         let cause = StatusCause { message: Some(why.to_string()), ..StatusCause::default() };

@@ -115,6 +115,9 @@ pub struct Serve {
     /// Where services get their addresses [default: 10.96.0.0/16].
     #[arg(long)]
     service_cidr: Option<String>,
+    /// Where pods get their addresses, a /24 of it for each node; empty leaves that to others.
+    #[arg(long)]
+    cluster_cidr: Option<String>,
 }
 
 impl Serve {
@@ -133,6 +136,7 @@ impl Serve {
         config.advertise = self.advertise.clone().unwrap_or(config.advertise);
         config.token_file = self.token_file.clone().or(config.token_file);
         config.service_cidr = self.service_cidr.clone().unwrap_or(config.service_cidr);
+        config.cluster_cidr = self.cluster_cidr.clone().unwrap_or(config.cluster_cidr);
         Ok(config)
     }
 }

@@ -1,5 +1,6 @@
 //! What `serve` is told: a TOML file, every setting with a default, unknown keys refused with their line; flags win.
 
+use coracle_control::controllers::ClusterCidr;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,10 @@ pub struct Config {
     pub token_file: Option<PathBuf>,
     /// Where services get their addresses.
     pub service_cidr: String,
+    /// Where pods get their addresses, a /24 of it for each node; empty leaves that to others.
+    pub cluster_cidr: String,
+    /// Silence after which a node is not believed to live.
+    pub node_monitor_grace_seconds: u16,
     /// Certificates.
     pub certificates: Certificates,
 }
@@ -51,6 +56,8 @@ impl Default for Config {
             etcd: Vec::new(),
             token_file: None,
             service_cidr: "10.96.0.0/16".into(),
+            cluster_cidr: "10.244.0.0/16".into(),
+            node_monitor_grace_seconds: 40,
             certificates: Certificates::default(),
         }
     }
@@ -124,6 +131,12 @@ impl Config {
         if !(1..=3650).contains(&self.certificates.days_max) {
             return Err(("certificates.days_max", "must be between 1 and 3650".into()));
         }
+        if self.node_monitor_grace_seconds == 0 {
+            return Err(("node_monitor_grace_seconds", "must be at least 1".into()));
+        }
+        if !self.cluster_cidr.is_empty() {
+            self.cluster_cidr.parse::<ClusterCidr>().map_err(|error| ("cluster_cidr", error))?;
+        }
         for host in &self.hosts {
             if host.is_empty() || host.len() > 253 || host.contains(['/', ' ']) {
                 return Err(("hosts", format!("{host:?} is neither a name nor an address")));
@@ -148,6 +161,8 @@ mod tests {
         check("listen = 5", "c.toml:1: invalid type");
         check("listen = ", "c.toml:1:");
         check("hosts = [\"https://a\"]", "c.toml: hosts: \"https://a\"");
+        check("cluster_cidr = \"10.0.0.0/30\"", "c.toml: cluster_cidr: 10.0.0.0/30: a prefix of");
+        check("node_monitor_grace_seconds = 0", "c.toml: node_monitor_grace_seconds: must be");
         check("[certificates]\ndays_max = 0", "c.toml: certificates.days_max: must be");
         check("[certificates]\ndays = 1", "c.toml:2: unknown field `days`");
     }

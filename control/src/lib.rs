@@ -6,11 +6,13 @@
 //! ```
 
 pub mod auth;
+pub mod controllers;
 pub mod enroll;
 pub mod http;
 pub mod kinds;
 pub mod object;
 pub mod pki;
 pub mod registry;
+pub mod scheduler;
 pub mod storage;
 pub mod tunnel;

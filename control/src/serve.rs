@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::logging;
 use anyhow::Context;
 use coracle_control::auth::{self, Authenticator};
+use coracle_control::controllers;
 use coracle_control::enroll::{self, Enrollment};
 use coracle_control::http;
 use coracle_control::pki::{self, Pki};
@@ -66,6 +67,7 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     let enrollment = Enrollment::new(registry.clone(), &pki, longest);
     let _enrolling = Task(tokio::spawn(enroll::run(enrollment.clone())));
     let dialer = Dialer::new(pki.kubelet_client.clone());
+    let _controllers = controllers::start(registry.clone(), settings(&config)?);
     let context = Arc::new(http::Context::new(registry, authenticator, dialer, enrollment));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tracing::info!(%address, "the API is served");
@@ -119,6 +121,19 @@ impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+/// How the controllers are to be.
+fn settings(config: &Config) -> anyhow::Result<controllers::Settings> {
+    let cluster = match config.cluster_cidr.as_str() {
+        "" => None,
+        cluster => Some(cluster.parse().map_err(anyhow::Error::msg)?),
+    };
+    Ok(controllers::Settings {
+        cluster_cidr: cluster,
+        node_monitor_grace: Duration::from_secs(config.node_monitor_grace_seconds.into()),
+        ..controllers::Settings::default()
+    })
 }
 
 /// sd_notify(3). Without systemd nothing is sent, and that is no error.

@@ -320,6 +320,10 @@ impl Asked {
                     let enrollment = &self.context.enrollment;
                     return Ok(written(201, enrollment.create(&self.who, target, object, &options).await?));
                 }
+                if part.is_some_and(|part| part.what == Part::Eviction) {
+                    let evicted = registry.evict(&self.who, target, &object.value, &options).await?;
+                    return Ok(Answer::Object { code: 201, object: evicted, warnings: Vec::new(), accepted });
+                }
                 written(201, registry.create(&self.who, target, object, &options).await?)
             }
             "update" => {

@@ -101,6 +101,13 @@ pub(crate) fn validate_ephemeral(new: &Value, old: &Value) -> Result<(), Errors>
     errors.into_result()
 }
 
+/// What is wrong with a resize: containers keep all but their cpu and memory.
+pub(crate) fn validate_resize(new: &Value, old: &Value) -> Result<(), Errors> {
+    let mut errors = Errors::default();
+    pod::validate_resize(new, old, &mut errors);
+    errors.into_result()
+}
+
 /// The condition of a pod that has its node.
 pub(crate) fn pod_scheduled(pod: &mut Value, now: &str) {
     let status = object::child(pod, "status");

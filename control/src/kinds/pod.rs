@@ -389,6 +389,40 @@ pub(super) fn validate_ephemeral(new: &Value, old: &Value, errors: &mut Errors) 
     }
 }
 
+/// `ValidatePodResize`: cpu and memory of containers and sidecars, nothing else, and not across the border of a QoS class.
+pub(super) fn validate_resize(new: &Value, old: &Value, errors: &mut Errors) {
+    let path = Path::new("spec");
+    validate_spec(at(new, &["spec"]), &path, errors);
+    let mut without = [at(old, &["spec"]).clone(), at(new, &["spec"]).clone()];
+    let resizable = |list: &str, container: &Value| {
+        list == "containers" || text(container, &["restartPolicy"]) == "Always"
+    };
+    for spec in &mut without {
+        for list in ["containers", "initContainers"] {
+            for container in crate::object::items_mut(spec, list) {
+                if !resizable(list, container) {
+                    continue;
+                }
+                let resources = crate::object::child(container, "resources");
+                for kind in ["requests", "limits"] {
+                    let amounts = crate::object::child(resources, kind);
+                    for name in ["cpu", "memory"] {
+                        crate::object::remove(amounts, name);
+                    }
+                }
+            }
+        }
+    }
+    if without[0] != without[1] {
+        errors.forbidden(&path, "only cpu and memory resources are mutable");
+    }
+    let class = |pod: &Value| super::podspec::first_status(at(pod, &["spec"]))["qosClass"].clone();
+    if class(new) != class(old) {
+        let path = Path::new("metadata").child("qosClass");
+        errors.invalid(&path, class(new), "Pod QOS Class may not change as a result of resizing");
+    }
+}
+
 /// Of a pod only images, deadlines that come nearer and tolerations that are added may change.
 pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::new("spec");

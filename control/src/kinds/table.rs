@@ -2,7 +2,7 @@
 
 use super::{BINDING, CORE, cluster, config, pod, service, workloads};
 use crate::registry::{
-    Name, PROXIED, Part, Resource, SCALE, Stored, Verbs, cluster as of_cluster, connect,
+    Name, PROXIED, Part, Resource, SCALE, Stored, Subresource, Verbs, cluster as of_cluster, connect,
     namespaced as of_namespace, part, status,
 };
 
@@ -14,6 +14,14 @@ const NETWORKING: (&str, &str) = ("networking.k8s.io", "v1");
 
 /// Of streams into a pod.
 const OPENED: &[&str] = &["create", "get"];
+
+const EVICTION: Subresource = Subresource {
+    name: "eviction",
+    what: Part::Eviction,
+    verbs: &["create"],
+    kind: "Eviction",
+    of: Some(("policy", "v1")),
+};
 
 const EVENT_FIELDS: &[&str] = &[
     "involvedObject.kind",
@@ -60,7 +68,7 @@ pub static RESOURCES: &[Resource] = &[
         name: Name::Label,
         selectable: &["status.phase"],
         subresources: &[
-            crate::registry::Subresource {
+            Subresource {
                 name: "finalize",
                 what: Part::Finalize,
                 verbs: &["update"],
@@ -123,10 +131,12 @@ pub static RESOURCES: &[Resource] = &[
             connect("attach", OPENED, "PodAttachOptions"),
             BINDING,
             part("ephemeralcontainers", Part::EphemeralContainers, "Pod"),
+            EVICTION,
             connect("exec", OPENED, "PodExecOptions"),
             connect("log", &["get"], "Pod"),
             connect("portforward", OPENED, "PodPortForwardOptions"),
             connect("proxy", PROXIED, "PodProxyOptions"),
+            part("resize", Part::Resize, "Pod"),
             status("Pod"),
         ],
         default: pod::default,

@@ -1,7 +1,7 @@
 //! What a new object needs of others before it is validated: upstream's admission plugins that are always on.
 //!
 //! NamespaceLifecycle (its namespace exists and stays), ServiceAccount (a pod's account, its token's volume), Priority,
-//! DefaultTolerationSeconds.
+//! DefaultTolerationSeconds, TaintNodesByCondition.
 
 use super::{Registry, Target, load, meta, random_suffix, refused, seal};
 use crate::auth::Identity;
@@ -30,6 +30,9 @@ impl Registry {
             self.admit_service_account(target, object).await?;
             self.admit_priority(target, object).await?;
             tolerate_lost_nodes(object);
+        }
+        if target.resource.kind == "Node" {
+            distrust(object);
         }
         if target.resource.kind == "CertificateSigningRequest" {
             kinds::sign_request(object, who);
@@ -214,6 +217,24 @@ fn mount_token(spec: &mut Value) -> Result<(), StatusError> {
         volumes.push(projected);
     }
     Ok(())
+}
+
+/// TaintNodesByCondition: nothing is placed on a new node until it is known to be ready.
+fn distrust(node: &mut Value) {
+    const NOT_READY: &str = "node.kubernetes.io/not-ready";
+    let spec = object::fields(object::child(node, "spec"));
+    let taints = spec.entry("taints").or_insert_with(|| json!([]));
+    if taints.is_null() {
+        *taints = json!([]);
+    }
+    if let Some(taints) = taints.as_array_mut() {
+        let is = |taint: &Value| {
+            object::text(taint, &["key"]) == NOT_READY && object::text(taint, &["effect"]) == "NoSchedule"
+        };
+        if !taints.iter().any(is) {
+            taints.push(json!({"key": NOT_READY, "effect": "NoSchedule"}));
+        }
+    }
 }
 
 /// A pod stays five minutes on a node that is not ready or not reachable, unless it says otherwise.

@@ -15,6 +15,7 @@
 mod admit;
 mod allocate;
 mod delete;
+mod evict;
 mod judge;
 mod list;
 mod meta;
@@ -126,6 +127,16 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// An entry of the storage as the API shows it: for those in this process that follow the storage itself.
+    ///
+    /// # Errors
+    /// 500 for what is no object.
+    pub(crate) fn read(&self, resource: &'static Resource, entry: &Entry) -> Result<Arc<Value>, StatusError> {
+        self.recent.object(resource, entry)
+    }
+}
+
 /// An object as the API shows it.
 fn load(resource: &Resource, entry: &Entry) -> Result<Value, StatusError> {
     let mut object: Value = serde_json::from_slice(&entry.value)
@@ -179,6 +190,11 @@ fn now() -> jiff::Timestamp {
     jiff::Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
+/// [`now`] as text.
+pub(crate) fn timestamp() -> String {
+    now().to_string()
+}
+
 fn random<const N: usize>() -> Result<[u8; N], StatusError> {
     use ring::rand::SecureRandom;
     let mut bytes = [0; N];
@@ -192,6 +208,14 @@ fn random<const N: usize>() -> Result<[u8; N], StatusError> {
 fn random_suffix() -> Result<String, StatusError> {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     Ok(random::<5>()?.iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect())
+}
+
+/// A name that nobody else has.
+///
+/// # Errors
+/// When the kernel gives no random numbers.
+pub(crate) fn random_id() -> Result<String, StatusError> {
+    new_uid()
 }
 
 /// A random UUID, version 4.

@@ -52,6 +52,10 @@ pub enum Part {
     Approval,
     /// `spec.nodeName` of a pod, once.
     Binding,
+    /// The deletion of a pod, if its disruption budget allows it.
+    Eviction,
+    /// `resources` of a pod's containers.
+    Resize,
     /// `spec.ephemeralContainers` of a pod.
     EphemeralContainers,
     /// `spec.replicas`, as a Scale.

@@ -254,13 +254,19 @@ impl Registry {
                     if owners == Owners::Applied {
                         object::set_meta(&mut new, "managedFields", managed);
                     }
+                    if part.what == Part::Resize {
+                        (resource.default)(&mut new);
+                        kinds::validate_resize(&new, &old).map_err(|errors| {
+                            StatusError::invalid(resource.group_kind(), &target.name, &errors)
+                        })?;
+                    }
                     if part.what == Part::EphemeralContainers {
                         (resource.default)(&mut new);
                         kinds::validate_ephemeral(&new, &old).map_err(|errors| {
                             StatusError::invalid(resource.group_kind(), &target.name, &errors)
                         })?;
                     }
-                    let counts = matches!(part.what, Part::Scale | Part::EphemeralContainers);
+                    let counts = matches!(part.what, Part::Scale | Part::EphemeralContainers | Part::Resize);
                     if counts && resource.generation {
                         meta::bump_generation(&mut new, &old);
                     }
@@ -292,12 +298,9 @@ impl Registry {
                     stamp(&mut new, revision);
                     return Ok(Written { object: new, warnings });
                 }
-                Err(StorageError::Conflict(_)) => {
-                    self.release(claims).await;
-                    if !version.is_empty() {
-                        return Err(stale());
-                    }
-                }
+                // Made again of what is there now: a version that the request names is refused then, and one that a
+                // patch has only taken over is the new one.
+                Err(StorageError::Conflict(_)) => self.release(claims).await,
                 Err(error) => {
                     self.release(claims).await;
                     return Err(refused(error));
@@ -328,6 +331,13 @@ impl Registry {
         let assign = |old: &Value| {
             let conflict =
                 |why: String| Err(StatusError::conflict(target.resource.group_resource(), &target.name, why));
+            let uid = object::uid(binding);
+            if !uid.is_empty() && uid != object::uid(old) {
+                return conflict(format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    object::uid(old)
+                ));
+            }
             if object::is_terminating(old) {
                 return conflict(format!(
                     "pod {} is being deleted, cannot be assigned to a host",
@@ -506,7 +516,8 @@ fn with_part(new: &Value, old: &Value, part: &Subresource) -> Value {
         Part::Approval => copy(&["status", "conditions"]),
         Part::EphemeralContainers => copy(&["spec", "ephemeralContainers"]),
         Part::Scale => copy(&["spec", "replicas"]),
-        Part::Connect => {}
+        Part::Connect | Part::Eviction => {}
+        Part::Resize => copy(&["spec"]),
         Part::Binding => {
             copy(&["spec", "nodeName"]);
             copy(&["status", "conditions"]);

@@ -483,3 +483,26 @@ async fn creating_and_reading_take_milliseconds() {
     println!("create p50 {:?}, get {get:?} one after another", creates[50]);
     assert!(creates[50] < Duration::from_millis(60), "{:?}", creates[50]);
 }
+
+/// A patch that names no version must never meet 409 because the status was written meanwhile.
+#[tokio::test]
+async fn patches_without_a_version_do_not_conflict() {
+    let control = Control::start(&[]);
+    let mut client = control.connect().await;
+    made(&mut client, CONFIG_MAPS, &config_map("shared", json!({}))).await;
+    let writers = (0..2).map(|writer: u8| {
+        let control = &control;
+        async move {
+            let mut client = control.connect().await;
+            for round in 0..50_u8 {
+                let patch = json!({"data": {format!("w{writer}"): round.to_string()}});
+                let (code, answer) =
+                    client.json("PATCH", &format!("{CONFIG_MAPS}/shared"), Some(&patch)).await;
+                assert_eq!(code, 200, "{answer}");
+            }
+        }
+    });
+    futures_util::future::join_all(writers).await;
+    let (_, shared) = client.json("GET", &format!("{CONFIG_MAPS}/shared"), None).await;
+    assert_eq!(shared["data"].as_object().map(serde_json::Map::len), Some(3), "{shared}");
+}

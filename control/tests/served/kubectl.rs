@@ -5,10 +5,10 @@ use crate::etcd::Owned;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-struct Kubectl<'a>(&'a Control);
+pub struct Kubectl<'a>(pub &'a Control);
 
 impl Kubectl<'_> {
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
         command
             .arg(format!("--server=https://{}", self.0.address))
@@ -22,7 +22,7 @@ impl Kubectl<'_> {
     }
 
     /// What it prints; `Err` with what it complains of.
-    fn run(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+    pub fn run(&self, arguments: &[&str], input: &str) -> Result<String, String> {
         let mut child = self
             .command(arguments)
             .stdin(Stdio::piped())
@@ -36,7 +36,7 @@ impl Kubectl<'_> {
         if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     }
 
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub fn ok(&self, arguments: &[&str]) -> String {
         self.run(arguments, "").unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
     }
 }
@@ -88,6 +88,10 @@ fn kubectl_creates_reads_changes_watches_and_deletes() {
         "jsonpath={.spec.containers[0].resources.requests.memory} {.status.phase} {.spec.serviceAccountName}";
     assert_eq!(kubectl.ok(&["-n", "shop", "get", "pod", "web", "-o", memory]), "512Mi Pending default");
 
+    // The scheduler has had its word: there is no node.
+    let told = "--for=condition=PodScheduled=False";
+    kubectl.ok(&["-n", "shop", "wait", told, "pod/web", "--timeout=30s"]);
+
     // A watch sees what the next commands do.
     let mut watch = Owned(
         kubectl
@@ -135,11 +139,24 @@ fn kubectl_creates_reads_changes_watches_and_deletes() {
         kept.contains("namespaces \"default\" is forbidden: this namespace may not be deleted"),
         "{kept}"
     );
+    // Something holds it.
+    let hold = r#"{"metadata": {"finalizers": ["example.com/hold"]}}"#;
+    let patch = ["-n", "shop", "patch", "configmap", "settings", "--type=merge", "-p"];
+    kubectl.ok(&[&patch[..], &[hold]].concat());
     assert_eq!(kubectl.ok(&["delete", "namespace", "shop", "--wait=false"]), "namespace \"shop\" deleted");
     assert_eq!(kubectl.ok(&["get", "namespace", "shop", "-o", "jsonpath={.status.phase}"]), "Terminating");
     let late = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: late, namespace: shop}";
     let late = kubectl.run(&create, late).expect_err("too late");
     assert!(late.contains("because it is being terminated"), "{late}");
+    let told = "--for=condition=NamespaceFinalizersRemaining";
+    kubectl.ok(&["wait", told, "namespace/shop", "--timeout=30s"]);
+    let why = "jsonpath={.status.conditions[?(@.type==\"NamespaceFinalizersRemaining\")].message}";
+    assert_eq!(
+        kubectl.ok(&["get", "namespace", "shop", "-o", why]),
+        "Some content in the namespace has finalizers remaining: example.com/hold in 1 resource instances"
+    );
+    kubectl.ok(&[&patch[..], &[r#"{"metadata": {"finalizers": null}}"#]].concat());
+    kubectl.ok(&["wait", "--for=delete", "namespace/shop", "--timeout=30s"]);
 }
 
 const DEPLOYMENT: &str = r#"

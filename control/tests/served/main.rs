@@ -6,7 +6,11 @@ mod control;
 mod enroll;
 #[path = "../storage/etcd.rs"]
 mod etcd;
+mod eviction;
 mod kubectl;
+mod lifecycle;
 mod node;
+mod ownership;
 mod rbac;
+mod scheduling;
 mod who;

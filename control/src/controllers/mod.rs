@@ -1,0 +1,194 @@
+//! What keeps the cluster as it is asked to be, and the scheduler's place among it.
+//!
+//! ```text
+//! storage ─► Cache (one watch, every kind) ─► keys ─► Queue ─► Controller::reconcile ─► Client ─► registry
+//!                └─► the scheduler                                                        └─ waits for the cache
+//! ```
+//! All are clients of the registry in this process. One control plane of those that share an etcd runs them: who holds the
+//! Lease; with the embedded storage there is only one. When the lead is lost everything here is dropped, cache and all, and
+//! begins anew with the next term: nothing is remembered but what is stored.
+//!
+//! Invariants: no polling; what fails is tried again with back-off; a controller that is idle writes nothing.
+
+pub mod cache;
+pub mod client;
+mod disruption;
+pub mod events;
+pub mod frame;
+mod garbage;
+pub mod key;
+pub mod kinds;
+mod leader;
+mod namespace;
+mod node_lifecycle;
+mod pod_cidr;
+mod pod_gc;
+pub mod queue;
+mod taint_eviction;
+mod ttl;
+
+pub use pod_cidr::ClusterCidr;
+
+use crate::registry::Registry;
+use crate::scheduler;
+use cache::{Cache, Listener};
+use client::Client;
+use frame::{Controller, Prepared, prepare};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// How the controllers are to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Where pods get their addresses: a /24 of it for each node. `None` leaves that to others.
+    pub cluster_cidr: Option<ClusterCidr>,
+    /// Silence after which a node is not believed to live.
+    pub node_monitor_grace: Duration,
+    /// The life of events.
+    pub event_ttl: Duration,
+}
+
+impl Default for Settings {
+    /// Upstream's.
+    fn default() -> Settings {
+        Settings {
+            cluster_cidr: Some(ClusterCidr::default()),
+            node_monitor_grace: Duration::from_secs(40),
+            event_ttl: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// The running controllers; they end when this is dropped.
+#[derive(Debug)]
+pub struct Controllers {
+    status: Arc<Status>,
+    /// Aborted on drop.
+    _tasks: JoinSet<()>,
+}
+
+/// What metrics tell.
+#[derive(Debug, Default)]
+struct Status {
+    queues: Mutex<Vec<(&'static str, Arc<queue::Queue>)>>,
+}
+
+impl Controllers {
+    /// For `/metrics`, in the Prometheus text format.
+    pub fn metrics(&self) -> String {
+        use std::fmt::Write;
+        let queues = self.status.queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut text = String::new();
+        let mut family = |name: &str, about: &str, kind: &str, value: &dyn Fn(&queue::Queue) -> u64| {
+            writeln!(text, "# HELP {name} {about}\n# TYPE {name} {kind}").expect("a String takes all");
+            for (controller, queue) in &queues {
+                writeln!(text, "{name}{{name=\"{controller}\"}} {}", value(queue))
+                    .expect("a String takes all");
+            }
+        };
+        family("workqueue_depth", "Keys that wait.", "gauge", &|queue| queue.counts().0 as u64);
+        family("workqueue_adds_total", "Keys that were added.", "counter", &|queue| queue.counts().1);
+        family("workqueue_retries_total", "Keys that failed.", "counter", &|queue| queue.counts().2);
+        let leads = u8::from(!queues.is_empty());
+        write!(
+            text,
+            "# HELP leader_election_master_status Whether this control plane runs the controllers.\n# TYPE leader_election_master_status gauge\nleader_election_master_status{{name=\"coracle-control\"}} {leads}\n"
+        )
+        .expect("a String takes all");
+        text
+    }
+}
+
+/// Starts the controllers; with a shared storage they wait for the lead.
+pub fn start(registry: Registry, settings: Settings) -> Controllers {
+    let status = Arc::new(Status::default());
+    let mut tasks = JoinSet::new();
+    let told = status.clone();
+    tasks.spawn(async move {
+        leader::lead(registry.clone(), || term(registry.clone(), settings.clone(), told.clone())).await;
+    });
+    Controllers { status, _tasks: tasks }
+}
+
+/// One term as the leader: everything, until it is dropped.
+async fn term(registry: Registry, settings: Settings, status: Arc<Status>) {
+    let cache = Arc::new(Cache::new(registry.clone()));
+    let client = Client::new(registry.clone(), cache.clone());
+    let (recorder, writes) = events::recorder(registry.clone());
+    let mut parts = Parts { cache: cache.clone(), prepared: Vec::new() };
+    // Each in the name of upstream's service account, as RBAC and audit know it.
+    let account = |name: &str| client.named(&format!("system:serviceaccount:kube-system:{name}"));
+    let said_by = |name: &'static str| recorder.named(name);
+    parts.add(namespace::Namespaces::new(account("namespace-controller")));
+    parts.add(garbage::Garbage::new(
+        account("generic-garbage-collector"),
+        said_by("garbage-collector-controller"),
+    ));
+    let grace = settings.node_monitor_grace;
+    parts.add(node_lifecycle::NodeLifecycle::new(
+        account("node-controller"),
+        said_by("node-controller"),
+        grace,
+    ));
+    let evictions = said_by("taint-eviction-controller");
+    parts.add(taint_eviction::TaintEviction::new(account("node-controller"), evictions));
+    parts.add(disruption::Disruption::new(account("disruption-controller"), said_by("controllermanager")));
+    parts.add(pod_gc::PodGarbage::new(account("pod-garbage-collector")));
+    parts.add(ttl::TimeToLive::new(account("ttl-after-finished-controller"), settings.event_ttl));
+    if let Some(cluster) = settings.cluster_cidr {
+        let ranges = said_by("cidrAllocator");
+        parts.add(pod_cidr::PodCidrs::new(account("node-controller"), ranges, cluster));
+    }
+    let (scheduler_listener, scheduler) = scheduler::run::prepare(&client, said_by("default-scheduler"));
+    let mut listeners: Vec<Listener> = vec![scheduler_listener];
+    let mut tasks = JoinSet::new();
+    let (mut queues, mut works) = (Vec::new(), Vec::new());
+    for Prepared { name, listener, work, queue } in parts.prepared {
+        listeners.push(listener);
+        queues.push((name, queue));
+        works.push(work);
+    }
+    let _term = Term::begin(&status, queues);
+    tasks.spawn(writes);
+    // Whoever acts on part of what there is acts wrongly: first all is read.
+    let (first, listed) = tokio::sync::oneshot::channel();
+    tasks.spawn(cache::follow(cache, listeners, first));
+    if listed.await.is_ok() {
+        tasks.spawn(scheduler);
+        for work in works {
+            tasks.spawn(work);
+        }
+    }
+    // None of them ends by itself: one that does has panicked, and the term with it.
+    if let Some(Err(error)) = tasks.join_next().await {
+        tracing::error!(%error, "a controller ended");
+    }
+}
+
+struct Parts {
+    cache: Arc<Cache>,
+    prepared: Vec<Prepared>,
+}
+
+impl Parts {
+    fn add<C: Controller>(&mut self, controller: C) {
+        self.prepared.push(prepare(controller, self.cache.clone()));
+    }
+}
+
+/// Tells metrics whose queues there are, for as long as it lives.
+struct Term<'a>(&'a Status);
+
+impl Term<'_> {
+    fn begin<'a>(status: &'a Status, queues: Vec<(&'static str, Arc<queue::Queue>)>) -> Term<'a> {
+        *status.queues.lock().unwrap_or_else(PoisonError::into_inner) = queues;
+        Term(status)
+    }
+}
+
+impl Drop for Term<'_> {
+    fn drop(&mut self) {
+        self.0.queues.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}

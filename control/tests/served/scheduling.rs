@@ -1,0 +1,68 @@
+//! The scheduler behind the real server: pods get nodes, or are told why not, and get them when something changes.
+
+use crate::control::Control;
+use crate::kubectl::Kubectl;
+use serde_json::{Value, json};
+
+/// A board that is there, and says that it is ready.
+pub fn board(name: &str, cpu: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        "status": {
+            "capacity": {"cpu": cpu, "memory": "1Gi", "pods": "110"},
+            "allocatable": {"cpu": cpu, "memory": "1Gi", "pods": "110"},
+            "conditions": [{
+                "type": "Ready", "status": "True", "reason": "KubeletReady",
+                "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }],
+        },
+    })
+}
+
+fn pod(name: &str, cpu: &str) -> String {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {"containers": [
+            {"name": "c", "image": "app:1", "resources": {"requests": {"cpu": cpu}}},
+        ]},
+    })
+    .to_string()
+}
+
+#[test]
+fn pods_get_nodes_or_reasons() {
+    let control = Control::start(&[]);
+    let kubectl = Kubectl(&control);
+    let create = ["create", "-f", "-"];
+
+    kubectl.run(&create, &pod("web", "500m")).expect("a pod");
+    let scheduled = |status: &str| format!("--for=condition=PodScheduled={status}");
+    kubectl.ok(&["wait", &scheduled("False"), "pod/web", "--timeout=30s"]);
+    let message = "jsonpath={.status.conditions[?(@.type==\"PodScheduled\")].message}";
+    assert_eq!(kubectl.ok(&["get", "pod", "web", "-o", message]), "no nodes available to schedule pods");
+
+    // A node comes: the pod that waited goes there.
+    kubectl.run(&create, &board("board-1", "1").to_string()).expect("a node");
+    kubectl.ok(&["wait", &scheduled("True"), "pod/web", "--timeout=30s"]);
+    assert_eq!(kubectl.ok(&["get", "pod", "web", "-o", "jsonpath={.spec.nodeName}"]), "board-1");
+
+    // What does not fit waits until something makes room.
+    kubectl.run(&create, &pod("late", "750m")).expect("a pod");
+    kubectl.ok(&["wait", &scheduled("False"), "pod/late", "--timeout=30s"]);
+    assert_eq!(
+        kubectl.ok(&["get", "pod", "late", "-o", message]),
+        "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."
+    );
+    kubectl.ok(&["delete", "pod", "web", "--force", "--grace-period=0"]);
+    kubectl.ok(&["wait", &scheduled("True"), "pod/late", "--timeout=30s"]);
+
+    kubectl.ok(&["wait", "--for=create", "event", "--field-selector=reason=Scheduled", "--timeout=30s"]);
+    let described = kubectl.ok(&["describe", "pod", "late"]);
+    assert!(described.contains("FailedScheduling"), "{described}");
+    assert!(described.contains("default-scheduler"), "{described}");
+    assert!(described.contains("Successfully assigned default/late to board-1"), "{described}");
+}
