@@ -1,7 +1,6 @@
 //! Starting the agent: lock, store, board, engine, sources, node API; and ending it without ending a pod.
 
 use crate::cli::{Place, table};
-use crate::cluster::reports::Reports;
 use crate::config::Config;
 use crate::engine::{Engine, Message};
 use crate::events::Events;
@@ -166,10 +165,10 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
     let node_name = settings.node_name.clone();
     let board = Arc::new(Board::open(settings)?);
     preload(layout.data.join("preload"), &board).await;
-    let events = Events::new(node_name);
-    let kubeconfig = cluster::kubeconfig(&layout, &config);
-    let reports = kubeconfig.is_some().then(Reports::default);
-    let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events, reports.clone()).await?;
+    let (ways, link) = cluster::link(&layout, &config).unzip();
+    let events = Events::new(node_name, ways.as_ref().map(|ways| ways.events.clone()));
+    let reports = ways.map(|ways| ways.reports);
+    let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events, reports).await?;
     // Listening before the manifests are read: a change in between is an event and not lost.
     let manifests = layout.data.join("manifests");
     let mut directory =
@@ -181,8 +180,8 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
     let context = Context { board: board.clone(), engine: inbox.clone(), started: std::time::Instant::now() };
     tokio::spawn(node_api::serve(listener, context.clone()));
     tokio::spawn(directory.watch(inbox.clone()));
-    if let (Some(kubeconfig), Some(reports)) = (kubeconfig, reports) {
-        cluster::start(kubeconfig, &config, &board, inbox.clone(), reports);
+    if let Some(link) = link {
+        cluster::start(link, &config, &board, inbox.clone());
     }
     if config.eviction_memory_available_bytes > 0 {
         tokio::spawn(pressure::watch(config.eviction_memory_available_bytes, inbox));

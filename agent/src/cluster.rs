@@ -7,6 +7,8 @@
 pub(crate) mod access;
 mod backoff;
 pub(crate) mod client;
+mod correlator;
+pub(crate) mod events;
 pub(crate) mod kubeconfig;
 mod lease;
 mod node;
@@ -22,6 +24,7 @@ use crate::engine::Message;
 use client::Client;
 use coracle_runtime::board::Board;
 use coracle_runtime::layout::Layout;
+use k8s_openapi::api::core::v1::Event;
 use reports::Reports;
 use rustls::time_provider::DefaultTimeProvider;
 use std::path::PathBuf;
@@ -33,20 +36,38 @@ use tokio::sync::{mpsc, watch as cell};
 const KUBELET_PORT: i32 = 10250;
 
 /// The kubeconfig, if this board belongs to a cluster.
-pub(crate) fn kubeconfig(layout: &Layout, config: &Config) -> Option<PathBuf> {
+fn kubeconfig(layout: &Layout, config: &Config) -> Option<PathBuf> {
     let joined = layout.data.join("cluster").join("kubeconfig");
     config.cluster.kubeconfig.clone().or_else(|| joined.exists().then_some(joined))
 }
 
-/// Starts all that talks to the API. It ends with the engine.
-pub(crate) fn start(
+/// What the engine tells the API server through; it never waits for it.
+#[derive(Clone)]
+pub(crate) struct Ways {
+    pub reports: Reports,
+    pub events: mpsc::Sender<Event>,
+}
+
+/// What comes out of the [`Ways`], and whose credentials it is told with.
+pub(crate) struct Link {
     kubeconfig: PathBuf,
-    config: &Config,
-    board: &Arc<Board>,
-    engine: mpsc::Sender<Message>,
     reports: Reports,
-) {
+    events: mpsc::Receiver<Event>,
+}
+
+/// The ways to the API server, if this board belongs to a cluster.
+pub(crate) fn link(layout: &Layout, config: &Config) -> Option<(Ways, Link)> {
+    let kubeconfig = kubeconfig(layout, config)?;
+    let (events, told) = events::queue();
+    let reports = Reports::default();
+    Some((Ways { reports: reports.clone(), events }, Link { kubeconfig, reports, events: told }))
+}
+
+/// Starts all that talks to the API. It ends with the engine.
+pub(crate) fn start(link: Link, config: &Config, board: &Arc<Board>, engine: mpsc::Sender<Message>) {
+    let Link { kubeconfig, reports, events: told } = link;
     let client = Client::of_kubeconfig(kubeconfig, Arc::new(DefaultTimeProvider));
+    tokio::spawn(events::run(client.clone(), told));
     let (uid, node_uid) = cell::channel(None);
     let interval = Duration::from_secs(config.cluster.lease_renew_seconds);
     let node_name = board.settings().node_name.clone();

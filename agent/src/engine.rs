@@ -335,7 +335,7 @@ impl Engine {
     fn carry_out(&mut self, uid: &PodUid, plan: Plan) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
         for event in plan.events {
-            self.events.record(&entry.record.pod, &event, self.board.now().wall);
+            self.events.record(&entry.record.pod, &entry.record.source, &event, self.board.now().wall);
         }
         if plan.gone {
             return self.forget(uid);
@@ -362,7 +362,7 @@ impl Engine {
                 _ => Default::default(),
             };
             if let Some(warning) = warning {
-                self.events.record(&entry.record.pod, &warning, self.board.now().wall);
+                self.events.record(&entry.record.pod, &entry.record.source, &warning, self.board.now().wall);
             }
             let task = perform::Task {
                 board: self.board.clone(),

@@ -52,6 +52,8 @@ pub struct Observed {
     pub residue: bool,
     /// Memory is short and this pod is the one to go: the message for its status.
     pub eviction: Option<String>,
+    /// The API server says that the pod has failed or succeeded: `status.reason` and its message.
+    pub ended_elsewhere: Option<(String, String)>,
     /// The board's own addresses, the primary first; may be empty without a network.
     pub host_ips: Vec<IpAddr>,
     /// What the board has; `None` while nobody asked.

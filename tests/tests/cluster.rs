@@ -82,3 +82,126 @@ fn a_pod_of_the_api_runs_and_is_deleted_with_its_grace() {
     fleet.kubectl(&["delete", "pod", "web"]).expect("deleted, and gone when kubectl returns");
     board.wait_gone("web").expect("gone from the board");
 }
+
+#[test]
+fn an_offline_board_runs_its_pods_and_is_adopted_when_the_api_is_back() {
+    let (mut fleet, mut board) = start("").expect("a cluster");
+    fleet.apply(&bound("web", SLEEP, "")).expect("applied");
+    let before = ready(&fleet, &board, "web").expect("runs");
+
+    // The server is killed: nothing happens to the pod, nor with another agent.
+    fleet.kill_control().expect("killed");
+    board.kill_agent().expect("killed");
+    board.start_agent().expect("starts without its server");
+    let alone = board.wait("web", "running", running).expect("runs on");
+    assert_eq!(identity(&alone), identity(&before));
+    fleet.start_control().expect("serves again");
+    registered(&fleet, &board).expect("found again");
+    // A status that is told after the server was away shows that the board is connected again.
+    fleet.kubectl(&["label", "pod", "web", "seen=again"]).expect("labelled");
+    board.wait("web", "labelled", |pod| pod["metadata"]["labels"]["seen"] == "again").expect("connected");
+    assert_eq!(identity(&fleet.get(&["pod/web"]).expect("the pod")), identity(&before));
+
+    // The board is switched off and on with no server in reach.
+    fleet.kill_control().expect("killed");
+    let netns = board.netns().expect("its network").try_clone().expect("a handle");
+    board.power_cycle().expect("switched off and on");
+    board.use_netns(netns);
+    board.start_agent().expect("starts without its server");
+    let rebooted = board.wait("web", "running again", running).expect("comes back");
+    assert_eq!(rebooted["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(first(&rebooted)["restartCount"], 1);
+    fleet.start_control().expect("serves again");
+    let told = until(&board, "what happened offline is told", || {
+        let pod = fleet.get(&["pod/web"])?;
+        Ok((first(&pod)["restartCount"] == 1 && running(&pod)).then_some(pod))
+    })
+    .expect("told");
+    assert_eq!(identity(&told), identity(&rebooted), "the same pod, the same containers");
+    assert_eq!(told["status"]["startTime"], before["status"]["startTime"]);
+}
+
+#[test]
+fn a_pod_that_the_api_no_longer_has_is_torn_down() {
+    let (fleet, mut board) = start("").expect("a cluster");
+    for name in ["one", "two"] {
+        fleet.apply(&bound(name, SLEEP, "")).expect("applied");
+        ready(&fleet, &board, name).expect("runs");
+    }
+    let force = |name: &str| fleet.kubectl(&["delete", "pod", name, "--force", "--grace-period=0"]);
+    force("one").expect("deleted");
+    board.wait_gone("one").expect("torn down");
+    board.kill_agent().expect("killed");
+    force("two").expect("deleted");
+    board.start_agent().expect("starts");
+    board.wait_gone("two").expect("torn down, though nobody saw it deleted");
+    let census = board.census().expect("counted");
+    assert_eq!(census.processes, 0, "{census:?}");
+}
+
+#[test]
+fn a_pod_of_the_board_has_a_mirror_pod() {
+    let (fleet, board) = start("").expect("a cluster");
+    board.manifest("own.yaml", &pod("own", SLEEP, "")).expect("written");
+    let mirror =
+        until(&board, "the mirror pod is there", || Ok(fleet.get(&["pod/own-board-1"]).ok())).expect("there");
+    let mirror_uid = mirror["metadata"]["uid"].clone();
+    let local = board.wait("own", "running", running).expect("runs");
+    let shown = ready(&fleet, &board, "own-board-1").expect("told to run");
+    assert_eq!(shown["metadata"]["annotations"]["kubernetes.io/config.mirror"], local["metadata"]["uid"]);
+    assert_eq!(shown["metadata"]["ownerReferences"][0]["kind"], "Node");
+    assert_eq!(identity(&shown)[1..], identity(&local)[1..]);
+
+    fleet.kubectl(&["delete", "pod", "own-board-1", "--wait=false"]).expect("deleted");
+    until(&board, "another mirror pod", || {
+        let pod = fleet.get(&["pod/own-board-1"]).ok();
+        Ok(pod.filter(|pod| pod["metadata"]["uid"] != mirror_uid && running(pod)))
+    })
+    .expect("made anew");
+    let still = board.wait("own", "running", running).expect("runs on");
+    assert_eq!(identity(&still), identity(&local), "the pod itself is the board's");
+
+    // A pod of the API may not take the place of the board's own.
+    fleet.apply(&bound("own", SLEEP, "")).expect("applied");
+    let refused = until(&board, "refused", || {
+        let pod = fleet.get(&["pod/own"])?;
+        Ok((pod["status"]["phase"] == "Failed").then_some(pod))
+    })
+    .expect("refused");
+    assert_eq!(refused["status"]["reason"], "NameConflict");
+    fleet.kubectl(&["delete", "pod", "own"]).expect("deleted");
+
+    board.remove_manifest("own.yaml").expect("removed");
+    fleet.wait(&["pod/own-board-1", "--for=delete"]).expect("the mirror goes with the pod");
+}
+
+#[test]
+fn what_cannot_run_is_told_and_events_are_told() {
+    let (fleet, board) = start("").expect("a cluster");
+    fleet.apply(&bound("odd", SLEEP, "  runtimeClassName: kata\n")).expect("applied");
+    let odd = until(&board, "refused", || {
+        let pod = fleet.get(&["pod/odd"])?;
+        Ok((pod["status"]["phase"] == "Failed").then_some(pod))
+    })
+    .expect("refused");
+    assert_eq!(odd["status"]["reason"], "UnexpectedAdmissionError");
+    assert!(
+        odd["status"]["message"].as_str().is_some_and(|m| m.contains("spec.runtimeClassName")),
+        "{odd:#}"
+    );
+
+    fleet.apply(&bound("crash", "exit 3", "  restartPolicy: Never\n")).expect("applied");
+    let crash = until(&board, "failed", || {
+        let pod = fleet.get(&["pod/crash"])?;
+        Ok((pod["status"]["phase"] == "Failed").then_some(pod))
+    })
+    .expect("failed");
+    assert_eq!(first(&crash)["state"]["terminated"]["exitCode"], 3);
+    let events = until(&board, "its events", || {
+        let events = fleet.kubectl(&["events", "--for", "pod/crash", "-o", "jsonpath={.items[*].reason}"])?;
+        Ok(["Pulled", "Created", "Started"].iter().all(|reason| events.contains(reason)).then_some(events))
+    });
+    events.expect("told");
+    let described = fleet.kubectl(&["describe", "pod", "crash"]).expect("described");
+    assert!(described.contains("Started container main"), "{described}");
+}

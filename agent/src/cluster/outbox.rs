@@ -225,7 +225,7 @@ impl Outbox {
             let last_word = tell(uid, seen, report).filter(news);
             return or_settled(last_word.or_else(|| report.gone.then(|| delete(uid, seen))));
         }
-        let mirror = self.mirror_name(report);
+        let mirror = mirror_name(&report.pod, &self.node_name);
         let namespace = report.pod.metadata.namespace.as_deref().unwrap_or("default");
         let found = all.iter().find(|(_, seen)| seen.namespace == namespace && seen.name == mirror);
         match found {
@@ -242,11 +242,6 @@ impl Outbox {
             }
             Some((mirror_uid, seen)) => or_settled(Some(delete(mirror_uid, seen))),
         }
-    }
-
-    /// As the kubelet names static pods.
-    fn mirror_name(&self, report: &Report) -> String {
-        format!("{}-{}", report.pod.metadata.name.as_deref().unwrap_or_default(), self.node_name)
     }
 
     fn mirror(&self, report: &Report, name: String, node_uid: &str) -> Pod {
@@ -294,6 +289,11 @@ impl Outbox {
             status: None,
         }
     }
+}
+
+/// What a pod of the board's own is called in the API: as the kubelet names static pods.
+pub(crate) fn mirror_name(pod: &Pod, node_name: &str) -> String {
+    format!("{}-{node_name}", pod.metadata.name.as_deref().unwrap_or_default())
 }
 
 enum Next {

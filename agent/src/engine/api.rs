@@ -76,11 +76,25 @@ impl Engine {
             Some(record) if record.source != Source::Api => {
                 error!(uid = uid.0, "a pod of the API server has the uid of a pod of this board: not run");
             }
-            Some(record) if record.pod == pod => {}
-            Some(_) => self.api_changed(&uid, pod),
+            Some(record) if record.pod == pod => self.api_status(&uid, status),
+            Some(_) => {
+                self.api_changed(&uid, pod);
+                self.api_status(&uid, status);
+            }
             None if pod.metadata.deletion_timestamp.is_some() => self.api_gone(pod, status),
             None if has_ended(&status) => {}
             None => self.api_new(pod, status).await,
+        }
+    }
+
+    /// What others say of a pod that is known.
+    fn api_status(&mut self, uid: &PodUid, status: PodStatus) {
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        if has_ended(&status) && !entry.ended() && entry.observed.ended_elsewhere.is_none() {
+            warn!(uid = uid.0, phase = status.phase, "the API server says that a running pod has ended");
+            let text = Option::unwrap_or_default;
+            entry.observed.ended_elsewhere = Some((text(status.reason), text(status.message)));
+            self.dirty.insert(uid.clone());
         }
     }
 
@@ -142,7 +156,7 @@ impl Engine {
             message: why.clone(),
             field_path: None,
         };
-        self.events.record(&pod, &event, now);
+        self.events.record(&pod, &Source::Api, &event, now);
         status.phase = Some("Failed".into());
         status.reason = Some((*reason).into());
         status.message = Some(format!("Pod was rejected: {why}"));

@@ -28,6 +28,7 @@ impl Planner<'_> {
         self.learn_sandbox();
         self.learn_deadline();
         self.learn_eviction();
+        self.learn_end();
     }
 
     fn learn_container(&mut self, name: &str, init: bool) {
@@ -189,6 +190,14 @@ impl Planner<'_> {
         }
         self.history.failed = Some(("Evicted".into(), message.clone()));
         self.event(EventType::Warning, "Evicted", message, None);
+    }
+
+    /// A terminal phase is terminal, whoever set it: a controller that gave the node up, an eviction by taint.
+    fn learn_end(&mut self) {
+        let Some(end) = self.seen.ended_elsewhere.clone() else { return };
+        if self.history.failed.is_none() && self.spec.deletion.is_none() && !self.finished() {
+            self.history.failed = Some(end);
+        }
     }
 
     fn learn_deadline(&mut self) {

@@ -33,6 +33,7 @@ impl Planner<'_> {
         };
         let hosts: Vec<String> = self.seen.host_ips.iter().map(ToString::to_string).collect();
         let (reason, message) = self.history.failed.clone().unzip();
+        let (reason, message) = (reason.filter(|r| !r.is_empty()), message.filter(|m| !m.is_empty()));
         // Only the API server counts generations.
         let observed_generation = (spec.generation > 0).then_some(spec.generation);
         PodStatus {
