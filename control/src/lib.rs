@@ -16,3 +16,4 @@ pub mod registry;
 pub mod scheduler;
 pub mod storage;
 pub mod tunnel;
+pub mod usage;

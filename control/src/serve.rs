@@ -67,8 +67,9 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     let enrollment = Enrollment::new(registry.clone(), &pki, longest);
     let _enrolling = Task(tokio::spawn(enroll::run(enrollment.clone())));
     let dialer = Dialer::new(pki.kubelet_client.clone());
-    let _controllers = controllers::start(registry.clone(), settings(&config)?);
-    let context = Arc::new(http::Context::new(registry, authenticator, dialer, enrollment));
+    let controllers = controllers::start(registry.clone(), settings(&config)?);
+    let context = http::Context::new(registry, authenticator, dialer, enrollment);
+    let context = Arc::new(context.with_controllers(controllers));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tracing::info!(%address, "the API is served");
     tell(&[NotifyState::Ready, NotifyState::Status("the API is served")]);

@@ -12,6 +12,7 @@
 
 pub mod cache;
 pub mod client;
+mod compaction;
 mod disruption;
 pub mod events;
 pub mod frame;
@@ -151,6 +152,7 @@ async fn term(registry: Registry, settings: Settings, status: Arc<Status>) {
     }
     let _term = Term::begin(&status, queues);
     tasks.spawn(writes);
+    tasks.spawn(compaction::run(registry.storage().clone()));
     // Whoever acts on part of what there is acts wrongly: first all is read.
     let (first, listed) = tokio::sync::oneshot::channel();
     tasks.spawn(cache::follow(cache, listeners, first));

@@ -1,6 +1,6 @@
 //! Discovery: what is served, made of the table of kinds, in the old form and the aggregated one.
 
-use crate::kinds::RESOURCES;
+use crate::kinds::{COMPUTED, RESOURCES};
 use crate::registry::{Resource, api_version};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// Groups with their versions, the preferred one first; the core group is the empty name.
 fn groups() -> BTreeMap<&'static str, Vec<&'static str>> {
     let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for resource in RESOURCES {
+    for resource in RESOURCES.iter().chain(COMPUTED) {
         let versions = groups.entry(resource.group).or_default();
         if !versions.contains(&resource.version) {
             versions.push(resource.version);
@@ -18,7 +18,8 @@ fn groups() -> BTreeMap<&'static str, Vec<&'static str>> {
 }
 
 fn of(group: &str, version: &str) -> Vec<&'static Resource> {
-    RESOURCES.iter().filter(|resource| resource.group == group && resource.version == version).collect()
+    let all = RESOURCES.iter().chain(COMPUTED);
+    all.filter(|resource| resource.group == group && resource.version == version).collect()
 }
 
 /// Whether the group has that version.

@@ -18,11 +18,14 @@ mod openapi;
 mod path;
 mod serve;
 mod streams;
+mod top;
 
 use crate::auth::Authenticator;
+use crate::controllers::Controllers;
 use crate::enroll::Enrollment;
 use crate::registry::Registry;
 use crate::tunnel::Dialer;
+use crate::usage::Usage;
 use metrics::Metrics;
 use rustls::ServerConfig;
 use std::sync::Arc;
@@ -50,8 +53,11 @@ pub struct Context {
     registry: Registry,
     authenticator: Authenticator,
     metrics: Metrics,
+    usage: Usage,
     dialer: Dialer,
     enrollment: Enrollment,
+    /// They live as long as somebody is served; absent where only the API is.
+    controllers: Option<Controllers>,
 }
 
 impl Context {
@@ -62,7 +68,27 @@ impl Context {
         dialer: Dialer,
         enrollment: Enrollment,
     ) -> Context {
-        Context { registry, authenticator, metrics: Metrics::default(), dialer, enrollment }
+        Context {
+            registry,
+            authenticator,
+            metrics: Metrics::default(),
+            usage: Usage::default(),
+            dialer,
+            enrollment,
+            controllers: None,
+        }
+    }
+
+    /// With the controllers of this process, whose metrics are served.
+    #[must_use]
+    pub fn with_controllers(self, controllers: Controllers) -> Context {
+        Context { controllers: Some(controllers), ..self }
+    }
+
+    /// `/metrics`.
+    fn metrics_text(&self) -> String {
+        let controllers = self.controllers.as_ref().map(Controllers::metrics);
+        self.metrics.text() + &controllers.unwrap_or_default()
     }
 }
 

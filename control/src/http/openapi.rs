@@ -37,7 +37,7 @@ fn rows(wanted: impl Fn(&Resource) -> bool) -> Vec<Row> {
             rows.push((format!("{object}/{}", part.name), api_version(group, version), part.kind, PART));
         }
         let verbs = match resource.verbs {
-            Verbs::All => COLLECTION,
+            Verbs::All | Verbs::ReadOnly => COLLECTION,
             Verbs::NoDeleteCollection => COLLECTION_KEPT,
         };
         rows.push((object, resource.api_version(), resource.kind, OBJECT));

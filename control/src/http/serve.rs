@@ -3,7 +3,7 @@
 use super::body::{self, Body};
 use super::negotiate::{self, Accepted, Shape, Shown};
 use super::path::{ResourcePath, Route, route, verb};
-use super::{Context, REQUEST, access, discovery, openapi, streams};
+use super::{Context, REQUEST, access, discovery, openapi, streams, top};
 use crate::auth::{self, Attributes, Identity, Peer};
 use crate::kinds;
 use crate::registry::options::{DeleteOptions, ListOptions, Query, WatchOptions, WriteOptions};
@@ -200,7 +200,7 @@ async fn plain(
         Route::Other | Route::Resource(_) => match path.trim_end_matches('/') {
             "/openapi/v2" => Some(openapi::v2()),
             "/version" => Some(discovery::version()),
-            "/metrics" => return Ok(Answer::Text { code: 200, text: context.metrics.text() }),
+            "/metrics" => return Ok(Answer::Text { code: 200, text: context.metrics_text() }),
             "/healthz" | "/livez" | "/livez/ping" | "/healthz/ping" => {
                 return Ok(Answer::Text { code: 200, text: "ok".into() });
             }
@@ -232,6 +232,12 @@ impl Asked {
     async fn answer(self, body: Incoming) -> Result<Answer, StatusError> {
         let of = &self.of;
         let missing = || StatusError::generic(404, "");
+        if top::is_ours(of) {
+            let accepted = negotiate::accept(text(&self.headers, &header::ACCEPT), false)?;
+            let whole = Accepted { shape: Shape::Whole, ..accepted };
+            let served = top::serve(&self.context, of, self.verb, &self.query).await?;
+            return Ok(Answer::ok(served, whole));
+        }
         let resource = kinds::find(&of.group, &of.version, &of.plural).ok_or_else(missing)?;
         if !of.namespace.is_empty() && !resource.namespaced {
             return Err(missing());

@@ -11,7 +11,7 @@ mod service;
 mod table;
 mod workloads;
 
-pub use table::RESOURCES;
+pub use table::{COMPUTED, RESOURCES};
 
 use crate::auth::Identity;
 use crate::object;

@@ -37,7 +37,15 @@ const EVENT_FIELDS: &[&str] = &[
     "type",
 ];
 
-/// Every kind that is served.
+const METRICS: (&str, &str) = ("metrics.k8s.io", "v1beta1");
+
+/// Kinds that are computed when they are asked for: discovery tells of them, the registry does not know them.
+pub static COMPUTED: &[Resource] = &[
+    Resource { verbs: Verbs::ReadOnly, ..of_cluster(METRICS, "NodeMetrics", "nodes", "") },
+    Resource { verbs: Verbs::ReadOnly, ..of_namespace(METRICS, "PodMetrics", "pods", "") },
+];
+
+/// Every kind that is stored and served.
 pub static RESOURCES: &[Resource] = &[
     Resource {
         short_names: &["cm"],

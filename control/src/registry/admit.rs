@@ -3,7 +3,7 @@
 //! NamespaceLifecycle (its namespace exists and stays), ServiceAccount (a pod's account, its token's volume), Priority,
 //! DefaultTolerationSeconds, TaintNodesByCondition.
 
-use super::{Registry, Target, load, meta, random_suffix, refused, seal};
+use super::{Registry, Resource, Target, load, meta, random_suffix, refused, seal};
 use crate::auth::Identity;
 use crate::auth::node::{is_mirror, restrict};
 use crate::kinds;
@@ -92,29 +92,6 @@ impl Registry {
         Ok(())
     }
 
-    async fn admit_priority(&self, target: &Target, pod: &mut Value) -> Result<(), StatusError> {
-        let class = object::text(pod, &["spec", "priorityClassName"]).to_string();
-        let (mut priority, mut policy) = (Value::from(0), Value::from("PreemptLowerPriority"));
-        if !class.is_empty() {
-            let classes = kinds::find("scheduling.k8s.io", "v1", "priorityclasses")
-                .expect("priority classes are in the table");
-            let entry = self.storage.get(&classes.key("", &class)).await.map_err(refused)?;
-            let Some(entry) = entry else {
-                let why = format!("no PriorityClass with name {class} was found");
-                return Err(StatusError::forbidden(target.resource.group_resource(), object::name(pod), why));
-            };
-            let class = load(classes, &entry)?;
-            priority = object::at(&class, &["value"]).clone();
-            if let policy_of_class @ Value::String(_) = object::at(&class, &["preemptionPolicy"]) {
-                policy = policy_of_class.clone();
-            }
-        }
-        let spec = object::child(pod, "spec");
-        object::fields(spec).insert("priority".into(), priority);
-        object::default(spec, "preemptionPolicy", policy);
-        Ok(())
-    }
-
     /// What every namespace has: its default service account, and the authority's certificate.
     pub(super) async fn furnish(&self, namespace: &str) -> Result<(), StatusError> {
         let named = |name: &str| json!({"metadata": {"name": name, "namespace": namespace}});
@@ -128,8 +105,17 @@ impl Registry {
     }
 
     /// Stores an object of the core group as it is, unless there is one.
-    pub(super) async fn put_absent(&self, plural: &str, mut object: Value) -> Result<(), StatusError> {
+    pub(super) async fn put_absent(&self, plural: &str, object: Value) -> Result<(), StatusError> {
         let resource = kinds::find("", "v1", plural).expect("a kind of the table");
+        self.put_absent_of(resource, object).await
+    }
+
+    /// The same of any kind.
+    pub(super) async fn put_absent_of(
+        &self,
+        resource: &'static Resource,
+        mut object: Value,
+    ) -> Result<(), StatusError> {
         let key = resource.key(object::namespace(&object), object::name(&object));
         if self.storage.get(&key).await.map_err(refused)?.is_some() {
             return Ok(());
@@ -155,6 +141,7 @@ impl Registry {
             self.put_absent("namespaces", json!({"metadata": {"name": name}})).await?;
             self.furnish(name).await?;
         }
+        self.furnish_priorities().await?;
         self.repair_claims().await?;
         let address = self.services.first().to_string();
         let kubernetes = json!({

@@ -20,6 +20,7 @@ mod judge;
 mod list;
 mod meta;
 pub mod options;
+mod priority;
 mod recent;
 mod resource;
 mod scale;

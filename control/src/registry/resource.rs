@@ -10,6 +10,8 @@ use serde_json::Value;
 pub enum Verbs {
     /// All eight.
     All,
+    /// get and list: what is computed, and stored nowhere.
+    ReadOnly,
     /// All but deletecollection: namespaces.
     NoDeleteCollection,
 }
@@ -21,6 +23,7 @@ impl Verbs {
             Verbs::All => {
                 &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
             }
+            Verbs::ReadOnly => &["get", "list"],
             Verbs::NoDeleteCollection => &["create", "delete", "get", "list", "patch", "update", "watch"],
         }
     }

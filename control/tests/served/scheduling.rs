@@ -66,3 +66,41 @@ fn pods_get_nodes_or_reasons() {
     assert!(described.contains("default-scheduler"), "{described}");
     assert!(described.contains("Successfully assigned default/late to board-1"), "{described}");
 }
+
+#[test]
+fn important_pods_make_room_and_figures_are_asked_for() {
+    let control = Control::start(&[]);
+    let kubectl = Kubectl(&control);
+    let create = |object: &str| kubectl.run(&["create", "-f", "-"], object).expect("made");
+    create(&board("board-1", "1").to_string());
+    create(&pod("idle", "800m"));
+    kubectl.ok(&["wait", "--for=condition=PodScheduled", "pod/idle", "--timeout=30s"]);
+    let mut important: Value = serde_json::from_str(&pod("important", "800m")).expect("JSON");
+    important["spec"]["priorityClassName"] = json!("system-cluster-critical");
+    create(&important.to_string());
+    // The board would end it; here it is played.
+    kubectl.ok(&["wait", "--for=condition=DisruptionTarget", "pod/idle", "--timeout=30s"]);
+    kubectl.ok(&[
+        "wait",
+        "--for=jsonpath={.status.nominatedNodeName}=board-1",
+        "pod/important",
+        "--timeout=30s",
+    ]);
+    kubectl.ok(&["delete", "pod", "idle", "--force", "--grace-period=0"]);
+    kubectl.ok(&["wait", "--for=condition=PodScheduled", "pod/important", "--timeout=30s"]);
+    let said = ["get", "pod", "important", "-o", "jsonpath={.spec.priority} {.spec.nodeName}"];
+    assert_eq!(kubectl.ok(&said), "2000000000 board-1");
+
+    // A board that gives no figures.
+    let refused = kubectl.run(&["top", "nodes"], "").expect_err("none");
+    assert!(refused.contains("metrics not available yet"), "{refused}");
+    let listed = kubectl.ok(&["get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes"]);
+    assert!(listed.contains("NodeMetricsList"), "{listed}");
+    let metrics = kubectl.ok(&["get", "--raw", "/metrics"]);
+    for line in [
+        "workqueue_depth{name=\"node-lifecycle\"}",
+        "leader_election_master_status{name=\"coracle-control\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+}

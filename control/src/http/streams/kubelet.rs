@@ -35,7 +35,7 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 ///
 /// # Errors
 /// 500 with the reason, as upstream words a failed dial.
-pub(super) async fn dial(context: &Context, node: &Value) -> Result<Box<dyn Io>, StatusError> {
+pub(in crate::http) async fn dial(context: &Context, node: &Value) -> Result<Box<dyn Io>, StatusError> {
     context
         .dialer
         .dial(node)
@@ -50,7 +50,7 @@ pub(super) async fn dial_pod(context: &Context, pod: &Value) -> Result<Box<dyn I
 
 /// Sends a request on a new connection; the answer's head. The connection ends with the answer's body, or lives on in
 /// its upgrade.
-pub(super) async fn send(
+pub(in crate::http) async fn send(
     io: Box<dyn Io>,
     request: hyper::Request<Body>,
 ) -> Result<hyper::Response<Incoming>, StatusError> {

@@ -9,7 +9,7 @@
 //! of the board is a `Status`; whoever leaves first ends the other side; nothing is buffered beyond one chunk each way.
 
 mod connect;
-mod kubelet;
+pub(super) mod kubelet;
 mod locate;
 mod log;
 mod proxy;
