@@ -4,6 +4,7 @@ use crate::cli::Serve;
 use crate::config::Config;
 use crate::logging;
 use anyhow::Context;
+use coracle_control::auth::tokens::Tokens;
 use coracle_control::auth::{self, Authenticator};
 use coracle_control::controllers;
 use coracle_control::enroll::{self, Enrollment};
@@ -57,7 +58,8 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     if !token_file.exists() {
         make_administrator(&token_file, &config.data_dir, address, &pki)?;
     }
-    let authenticator = Authenticator::from_token_file(&token_file)?;
+    let tokens = Tokens::open(&config.data_dir.join("pki/sa.key"))?;
+    let authenticator = Authenticator::from_token_file(&token_file, tokens)?;
     let registry = Registry::new(storage, services, pki.ca.clone());
     registry.bootstrap(address.port()).await?;
     let _authorization = auth::start(&registry).await?;

@@ -1,7 +1,9 @@
 //! Who asks: certificates that TLS has verified, and tokens.
 
 use super::Identity;
+use super::tokens::{ISSUER, Tokens};
 use crate::enroll;
+use crate::registry::Registry;
 use coracle_api::status::StatusError;
 use ring::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
@@ -53,9 +55,10 @@ struct Token {
 }
 
 /// Knows people by their credentials.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Authenticator {
-    tokens: Vec<Token>,
+    known: Vec<Token>,
+    tokens: Tokens,
 }
 
 /// A token file that cannot be used.
@@ -83,14 +86,14 @@ pub enum TokenFileError {
 }
 
 impl Authenticator {
-    /// Reads upstream's static token file: `token,user,uid,"group,group"` a line.
+    /// Reads upstream's static token file: `token,user,uid,"group,group"` a line. `tokens` knows service accounts.
     ///
     /// # Errors
     /// A file or a line that cannot be read.
-    pub fn from_token_file(path: &Path) -> Result<Authenticator, TokenFileError> {
+    pub fn from_token_file(path: &Path, tokens: Tokens) -> Result<Authenticator, TokenFileError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| TokenFileError::Read { path: path.into(), source })?;
-        let mut tokens = Vec::new();
+        let mut known = Vec::new();
         for (index, line) in text.lines().enumerate().take(TOKENS_MAX) {
             if line.trim().is_empty() {
                 continue;
@@ -106,24 +109,53 @@ impl Authenticator {
             let groups = parts.next().unwrap_or_default().trim_matches('"');
             let groups = groups.split(',').filter(|group| !group.is_empty()).map(String::from);
             let identity = Identity { uid: uid.into(), ..Identity::known(user, groups) };
-            tokens.push(Token { digest: sha256(token), identity });
+            known.push(Token { digest: sha256(token), identity });
         }
-        Ok(Authenticator { tokens })
+        Ok(Authenticator { known, tokens })
+    }
+
+    /// What knows the tokens of service accounts.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
     }
 
     /// Who asks.
     ///
     /// # Errors
-    /// 401 for a credential that is not known.
-    pub(crate) fn identify(&self, peer: &Peer, authorization: Option<&str>) -> Result<Identity, StatusError> {
-        if let Some(authorization) = authorization {
-            let token = authorization.strip_prefix("Bearer ").ok_or_else(StatusError::unauthorized)?;
-            let asked = sha256(token.trim());
-            // What the time of comparing digests tells is of no use to whoever lacks the token.
-            let found = self.tokens.iter().find(|token| token.digest == asked);
-            return found.map(|token| token.identity.clone()).ok_or_else(StatusError::unauthorized);
+    /// 401 for a credential that is not known; the storage's.
+    pub(crate) async fn identify(
+        &self,
+        registry: &Registry,
+        peer: &Peer,
+        authorization: Option<&str>,
+    ) -> Result<Identity, StatusError> {
+        let Some(authorization) = authorization else {
+            return Ok(peer.identity.clone().unwrap_or_else(Identity::anonymous));
+        };
+        let token = authorization.strip_prefix("Bearer ").ok_or_else(StatusError::unauthorized)?;
+        self.token(registry, token.trim(), &[ISSUER.to_string()]).await.map(|(identity, _)| identity)
+    }
+
+    /// Whose token it is, and which of the audiences it is for.
+    ///
+    /// # Errors
+    /// 401; the storage's.
+    pub(crate) async fn token(
+        &self,
+        registry: &Registry,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<(Identity, Vec<String>), StatusError> {
+        let asked = sha256(token);
+        // What the time of comparing digests tells is of no use to whoever lacks the token.
+        if let Some(token) = self.known.iter().find(|token| token.digest == asked) {
+            // It is for whoever it is shown to.
+            return Ok((token.identity.clone(), audiences.to_vec()));
         }
-        Ok(peer.identity.clone().unwrap_or_else(Identity::anonymous))
+        if Tokens::is_one(token) {
+            return self.tokens.identify(registry, token, audiences).await;
+        }
+        Err(StatusError::unauthorized())
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod node;
 mod policy;
 mod roles;
 mod rules;
+pub mod tokens;
 
 pub use attributes::Attributes;
 pub use authn::{Authenticator, TokenFileError};

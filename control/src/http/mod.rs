@@ -16,6 +16,7 @@ mod metrics;
 mod negotiate;
 mod openapi;
 mod path;
+mod reviews;
 mod serve;
 mod streams;
 mod top;

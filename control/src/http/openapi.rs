@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 
 const COLLECTION: &[Verb] = &[Verb::List, Verb::Create, Verb::DeleteCollection];
 const COLLECTION_KEPT: &[Verb] = &[Verb::List, Verb::Create];
+const REVIEWED: &[Verb] = &[Verb::Create];
 const OBJECT: &[Verb] = &[Verb::Get, Verb::Update, Verb::Patch, Verb::Delete];
 const PART: &[Verb] = &[Verb::Get, Verb::Update, Verb::Patch];
 
@@ -39,8 +40,11 @@ fn rows(wanted: impl Fn(&Resource) -> bool) -> Vec<Row> {
         let verbs = match resource.verbs {
             Verbs::All | Verbs::ReadOnly => COLLECTION,
             Verbs::NoDeleteCollection => COLLECTION_KEPT,
+            Verbs::Create => REVIEWED,
         };
-        rows.push((object, resource.api_version(), resource.kind, OBJECT));
+        if resource.verbs != Verbs::Create {
+            rows.push((object, resource.api_version(), resource.kind, OBJECT));
+        }
         rows.push((collection, resource.api_version(), resource.kind, verbs));
     }
     rows

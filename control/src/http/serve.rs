@@ -3,11 +3,12 @@
 use super::body::{self, Body};
 use super::negotiate::{self, Accepted, Shape, Shown};
 use super::path::{ResourcePath, Route, route, verb};
-use super::{Context, REQUEST, access, discovery, openapi, streams, top};
+use super::{Context, REQUEST, access, discovery, openapi, reviews, streams, top};
+use crate::auth::tokens::{self, Tokens};
 use crate::auth::{self, Attributes, Identity, Peer};
 use crate::kinds;
 use crate::registry::options::{DeleteOptions, ListOptions, Query, WatchOptions, WriteOptions};
-use crate::registry::{Part, Rescale, Resource, Subresource, Target, Written};
+use crate::registry::{Part, Rescale, Resource, Subresource, Target, Verbs, Written};
 use coracle_api::patch::PatchType;
 use coracle_api::status::StatusError;
 use coracle_api::table::IncludeObject;
@@ -19,7 +20,16 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 /// What is served beside the API itself.
-const SERVED: &[&str] = &["/version", "/metrics", "/healthz", "/livez", "/readyz", "/openapi/"];
+const SERVED: &[&str] = &[
+    "/version",
+    "/metrics",
+    "/healthz",
+    "/livez",
+    "/readyz",
+    "/openapi/",
+    "/openid/v1/jwks",
+    "/.well-known/",
+];
 
 /// What is settled before it is answered.
 const CSR: &str = "CertificateSigningRequest";
@@ -129,7 +139,7 @@ async fn handle(
     let bearer = authorization.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
     let identity = match context.enrollment.authenticate(bearer.trim()).await? {
         Some(identity) => identity,
-        None => context.authenticator.identify(peer, authorization)?,
+        None => context.authenticator.identify(&context.registry, peer, authorization).await?,
     };
     let authorizer = context.registry.authorizer();
     let identity = auth::act_as(authorizer, identity, &head.headers)?;
@@ -199,6 +209,8 @@ async fn plain(
         Route::Version { group, version } => discovery::resource_list(group, version),
         Route::Other | Route::Resource(_) => match path.trim_end_matches('/') {
             "/openapi/v2" => Some(openapi::v2()),
+            "/.well-known/openid-configuration" => Some(Tokens::configuration()),
+            "/openid/v1/jwks" => Some(context.authenticator.tokens().key_set()),
             "/version" => Some(discovery::version()),
             "/metrics" => return Ok(Answer::Text { code: 200, text: context.metrics_text() }),
             "/healthz" | "/livez" | "/livez/ping" | "/healthz/ping" => {
@@ -318,9 +330,17 @@ impl Asked {
                 let options = WriteOptions::parse(&self.query, "CreateOptions", agent, false)?;
                 let kind = part.map_or(resource.kind, |part| part.kind);
                 let object = negotiate::read(media_type, &body::read(body).await?, kind)?;
+                let made = |object| Answer::Object { code: 201, object, warnings: Vec::new(), accepted };
+                if part.is_some_and(|part| part.what == Part::Token) {
+                    let tokens = self.context.authenticator.tokens();
+                    return tokens::request(tokens, registry, &self.who, target, object).await.map(made);
+                }
+                if resource.verbs == Verbs::Create {
+                    return reviews::answer(&self.context, &self.who, target, object).await.map(made);
+                }
                 if part.is_some_and(|part| part.what == Part::Binding) {
                     let bound = registry.bind(&self.who, target, &object.value, &options).await?;
-                    return Ok(Answer::Object { code: 201, object: bound, warnings: Vec::new(), accepted });
+                    return Ok(made(bound));
                 }
                 if resource.kind == CSR {
                     let enrollment = &self.context.enrollment;

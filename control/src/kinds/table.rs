@@ -9,6 +9,8 @@ use crate::registry::{
 const ALL: &[&str] = &["all"];
 const APPS: (&str, &str) = ("apps", "v1");
 const BATCH: (&str, &str) = ("batch", "v1");
+const AUTHENTICATION: (&str, &str) = ("authentication.k8s.io", "v1");
+const AUTHORIZATION: (&str, &str) = ("authorization.k8s.io", "v1");
 const RBAC: (&str, &str) = ("rbac.authorization.k8s.io", "v1");
 const NETWORKING: (&str, &str) = ("networking.k8s.io", "v1");
 
@@ -186,6 +188,13 @@ pub static RESOURCES: &[Resource] = &[
     Resource {
         short_names: &["sa"],
         returns_deleted: true,
+        subresources: &[Subresource {
+            name: "token",
+            what: Part::Token,
+            verbs: &["create"],
+            kind: "TokenRequest",
+            of: Some(AUTHENTICATION),
+        }],
         ..of_namespace(CORE, "ServiceAccount", "serviceaccounts", "serviceaccount")
     },
     Resource {
@@ -248,6 +257,45 @@ pub static RESOURCES: &[Resource] = &[
         validate: workloads::validate_stateful_set,
         validate_update: workloads::update_stateful_set,
         ..of_namespace(APPS, "StatefulSet", "statefulsets", "statefulset")
+    },
+    Resource {
+        verbs: Verbs::Create,
+        ..of_cluster(AUTHENTICATION, "SelfSubjectReview", "selfsubjectreviews", "selfsubjectreview")
+    },
+    Resource {
+        verbs: Verbs::Create,
+        ..of_cluster(AUTHENTICATION, "TokenReview", "tokenreviews", "tokenreview")
+    },
+    Resource {
+        verbs: Verbs::Create,
+        ..of_namespace(
+            AUTHORIZATION,
+            "LocalSubjectAccessReview",
+            "localsubjectaccessreviews",
+            "localsubjectaccessreview",
+        )
+    },
+    Resource {
+        verbs: Verbs::Create,
+        ..of_cluster(
+            AUTHORIZATION,
+            "SelfSubjectAccessReview",
+            "selfsubjectaccessreviews",
+            "selfsubjectaccessreview",
+        )
+    },
+    Resource {
+        verbs: Verbs::Create,
+        ..of_cluster(
+            AUTHORIZATION,
+            "SelfSubjectRulesReview",
+            "selfsubjectrulesreviews",
+            "selfsubjectrulesreview",
+        )
+    },
+    Resource {
+        verbs: Verbs::Create,
+        ..of_cluster(AUTHORIZATION, "SubjectAccessReview", "subjectaccessreviews", "subjectaccessreview")
     },
     Resource {
         short_names: &["hpa"],

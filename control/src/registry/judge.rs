@@ -131,7 +131,7 @@ impl Registry {
     }
 
     /// An object of the core group, if there is one.
-    pub(super) async fn stored(
+    pub(crate) async fn stored(
         &self,
         plural: &str,
         namespace: &str,

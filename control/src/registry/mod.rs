@@ -36,6 +36,7 @@ pub use resource::{
 };
 pub use scale::Rescale;
 pub use watch::{WatchEvent, WatchStream};
+pub(crate) use write::accept_review;
 
 use crate::auth::Authorizer;
 use crate::object;
@@ -220,7 +221,7 @@ pub(crate) fn random_id() -> Result<String, StatusError> {
 }
 
 /// A random UUID, version 4.
-fn new_uid() -> Result<String, StatusError> {
+pub(crate) fn new_uid() -> Result<String, StatusError> {
     let mut bytes = random::<16>()?;
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;

@@ -14,6 +14,8 @@ pub enum Verbs {
     ReadOnly,
     /// All but deletecollection: namespaces.
     NoDeleteCollection,
+    /// Create alone, which answers and stores nothing: reviews.
+    Create,
 }
 
 impl Verbs {
@@ -24,6 +26,7 @@ impl Verbs {
                 &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
             }
             Verbs::ReadOnly => &["get", "list"],
+            Verbs::Create => &["create"],
             Verbs::NoDeleteCollection => &["create", "delete", "get", "list", "patch", "update", "watch"],
         }
     }
@@ -63,6 +66,8 @@ pub enum Part {
     EphemeralContainers,
     /// `spec.replicas`, as a Scale.
     Scale,
+    /// A new token of a service account.
+    Token,
     /// Nothing that is stored: a stream to where the object runs.
     Connect,
 }

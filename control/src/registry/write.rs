@@ -386,6 +386,14 @@ fn change<'a>(
     }
 }
 
+/// Checks that the body is of a kind that is not stored, and brings it into form.
+///
+/// # Errors
+/// 400.
+pub(crate) fn accept_review(resource: &Resource, document: Document) -> Result<Value, StatusError> {
+    accept(resource, document, FieldValidation::default()).map(|(object, _)| object)
+}
+
 /// Checks that the body is of the kind, and brings it into form; with warnings for whoever sent it.
 fn accept(
     resource: &Resource,
@@ -516,7 +524,7 @@ fn with_part(new: &Value, old: &Value, part: &Subresource) -> Value {
         Part::Approval => copy(&["status", "conditions"]),
         Part::EphemeralContainers => copy(&["spec", "ephemeralContainers"]),
         Part::Scale => copy(&["spec", "replicas"]),
-        Part::Connect | Part::Eviction => {}
+        Part::Connect | Part::Eviction | Part::Token => {}
         Part::Resize => copy(&["spec"]),
         Part::Binding => {
             copy(&["spec", "nodeName"]);

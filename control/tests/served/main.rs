@@ -1,5 +1,6 @@
 //! The control plane as its clients meet it: the real binary, over TLS.
 
+mod accounts;
 mod answers;
 mod api;
 mod control;
@@ -12,5 +13,6 @@ mod lifecycle;
 mod node;
 mod ownership;
 mod rbac;
+mod reviews;
 mod scheduling;
 mod who;

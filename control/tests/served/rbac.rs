@@ -3,13 +3,13 @@
 use crate::control::Control;
 use serde_json::{Value, json};
 
-const GROUP: &str = "/apis/rbac.authorization.k8s.io/v1";
+pub const GROUP: &str = "/apis/rbac.authorization.k8s.io/v1";
 
-fn role(name: &str, rules: &Value) -> Value {
+pub fn role(name: &str, rules: &Value) -> Value {
     json!({"metadata": {"name": name}, "rules": rules})
 }
 
-fn binding(name: &str, role: (&str, &str), subject: &Value) -> Value {
+pub fn binding(name: &str, role: (&str, &str), subject: &Value) -> Value {
     json!({
         "metadata": {"name": name},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role.0, "name": role.1},
@@ -17,7 +17,7 @@ fn binding(name: &str, role: (&str, &str), subject: &Value) -> Value {
     })
 }
 
-fn user(name: &str) -> Value {
+pub fn user(name: &str) -> Value {
     json!({"kind": "User", "name": name})
 }
 

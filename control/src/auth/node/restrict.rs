@@ -245,6 +245,46 @@ pub fn update_claim(node: &str, part: &str, new: &Value, old: &Value) -> Result<
     no(format!("node {} is not allowed to update {what}", quoted(node)))
 }
 
+/// A request for a token; `pod` is the one that it is to be bound to, if there is one.
+///
+/// # Errors
+/// Why not.
+pub fn create_token(who: &str, node: &str, request: &Value, pod: Option<&Value>) -> Result<(), Refusal> {
+    let reference = object::at(request, &["spec", "boundObjectRef"]);
+    let says = |key: &str| object::text(reference, &[key]);
+    if says("apiVersion") != "v1" || says("kind") != "Pod" || says("name").is_empty() {
+        return no("node requested token not bound to a pod".into());
+    }
+    if says("uid").is_empty() {
+        return no("node requested token with a pod binding without a uid".into());
+    }
+    let Some(pod) = pod else { return no(format!("pod {} not found", quoted(says("name")))) };
+    if says("uid") != object::uid(pod) {
+        let why = "does not match the UID in record. The object might have been deleted and then recreated";
+        return no(format!("the UID in the bound object reference ({}) {why}", says("uid")));
+    }
+    if object::text(pod, &["spec", "nodeName"]) != node {
+        return no("node requested token bound to a pod scheduled on a different node".into());
+    }
+    let audience = match object::items(request, &["spec", "audiences"]) {
+        [] => "",
+        [one] => one.as_str().unwrap_or_default(),
+        _ => return no("node may only request 0 or 1 audiences".into()),
+    };
+    let asked = object::items(pod, &["spec", "volumes"])
+        .iter()
+        .flat_map(|volume| object::items(volume, &["projected", "sources"]))
+        .filter_map(|source| source.get("serviceAccountToken"))
+        .any(|token| object::text(token, &["audience"]) == audience);
+    if asked {
+        return Ok(());
+    }
+    let audience = quoted(audience);
+    no(format!(
+        "audience {audience} not found in pod spec volume, {who} is not authorized to request tokens for this audience"
+    ))
+}
+
 fn differ(new: &Value, old: &Value, path: &[&str]) -> bool {
     let empty = |value: &Value| match value {
         Value::Null => true,
