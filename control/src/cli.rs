@@ -2,10 +2,12 @@
 //! keeps in its data directory.
 
 mod client;
+mod kubeconfig;
 mod token;
 
 use crate::config::{Config, DEFAULT_DATA_DIR};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use kubeconfig::KubeconfigCommand;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,7 +19,7 @@ use token::TokenCommand;
     name = "coracle-control",
     version,
     arg_required_else_help = true,
-    after_help = "Examples:\n  coracle-control serve --host api.example.com\n  coracle-control token create --ttl 1h\n  coracle-control completion bash > /etc/bash_completion.d/coracle-control\n\nExit codes:\n  0 done   1 failed   2 wrong usage   3 configuration"
+    after_help = "Examples:\n  coracle-control serve --host api.example.com\n  coracle-control token create --ttl 1h\n  coracle-control kubeconfig create --user ada > ada.conf\n  coracle-control completion bash > /etc/bash_completion.d/coracle-control\n\nExit codes:\n  0 done   1 failed   2 wrong usage   3 configuration"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -32,6 +34,9 @@ pub enum Command {
     /// Make, list and revoke the tokens that boards join with.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Make kubeconfigs for people and programs.
+    #[command(subcommand)]
+    Kubeconfig(KubeconfigCommand),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -78,13 +83,15 @@ impl Running {
     async fn connect(&self) -> anyhow::Result<client::Client> {
         let path = match &self.kubeconfig {
             Some(path) => path.clone(),
-            None => {
-                // A configuration that cannot be read is for `serve` to complain about.
-                let configured = Config::load(None).map_or(DEFAULT_DATA_DIR.into(), |config| config.data_dir);
-                self.data_dir.clone().unwrap_or(configured).join("admin.conf")
-            }
+            None => self.data_dir().join("admin.conf"),
         };
         client::Client::connect(&path).await
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        // A configuration that cannot be read is for `serve` to complain about.
+        let configured = || Config::load(None).map_or(DEFAULT_DATA_DIR.into(), |config| config.data_dir);
+        self.data_dir.clone().unwrap_or_else(configured)
     }
 }
 
@@ -160,6 +167,10 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Token(command) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(token::run(command))?;
+        }
+        Command::Kubeconfig(command) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(kubeconfig::run(command))?;
         }
         Command::Serve(_) => unreachable!("main runs it"),
     }

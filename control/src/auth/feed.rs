@@ -1,8 +1,8 @@
 //! Keeps the authorizer's state as the registry is: a list, then a watch, of each kind that it looks at.
 
-use super::aggregate;
 use super::authz::Authorizer;
 use super::roles::Kind;
+use super::{accounts, aggregate};
 use crate::kinds;
 use crate::object;
 use crate::registry::options::{ListOptions, Query, Start, WatchOptions};
@@ -79,6 +79,8 @@ pub async fn follow(registry: &Registry) -> Result<Feed, StatusError> {
         tasks.spawn(followed.run(since));
     }
     tasks.spawn(aggregate::run(registry.clone(), changed));
+    tasks.spawn(accounts::keep(registry.clone(), "serviceaccounts", "default"));
+    tasks.spawn(accounts::keep(registry.clone(), "configmaps", "kube-root-ca.crt"));
     Ok(Feed(tasks))
 }
 

@@ -9,6 +9,7 @@
 //! Invariants: a credential that is wrong is 401, never anonymous; anonymous gets health and version only; tokens are kept
 //! and compared as digests; every write of the registry names who writes; nobody gives what they do not have.
 
+mod accounts;
 mod aggregate;
 mod attributes;
 mod authn;

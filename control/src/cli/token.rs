@@ -17,7 +17,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Map, Value, json};
 
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
-const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
+pub(super) const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
 #[derive(Debug, Subcommand)]
@@ -76,7 +76,7 @@ fn node(name: &str) -> Result<String, String> {
         .ok_or_else(|| "not the name of a node: a-z, 0-9, - and .".into())
 }
 
-fn duration(text: &str) -> Result<SignedDuration, String> {
+pub(super) fn duration(text: &str) -> Result<SignedDuration, String> {
     let wrong = || "a number and s, m, h or d, such as 24h".to_string();
     if text == "0" {
         return Ok(SignedDuration::ZERO);

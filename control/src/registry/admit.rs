@@ -13,7 +13,7 @@ use coracle_api::status::{GroupResource, StatusError};
 use serde_json::{Value, json};
 
 const TOKEN_DIRECTORY: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-const ROOT_CA: &str = "kube-root-ca.crt";
+pub(crate) const ROOT_CA: &str = "kube-root-ca.crt";
 
 impl Registry {
     /// Fills in and judges a new object.
@@ -92,16 +92,20 @@ impl Registry {
         Ok(())
     }
 
-    /// What every namespace has: its default service account, and the authority's certificate.
-    pub(super) async fn furnish(&self, namespace: &str) -> Result<(), StatusError> {
+    /// What every namespace has: its default service account, and the authority's certificate. Idempotent.
+    pub(crate) async fn furnish(&self, namespace: &str) -> Result<(), StatusError> {
         let named = |name: &str| json!({"metadata": {"name": name, "namespace": namespace}});
         self.put_absent("serviceaccounts", named("default")).await?;
         let mut root = named(ROOT_CA);
         let about = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
         object::set_meta(&mut root, "annotations", json!({"kubernetes.io/description": about}));
-        let certificate = String::from_utf8_lossy(&self.root_ca).into_owned();
-        object::fields(&mut root).insert("data".into(), json!({"ca.crt": certificate}));
+        object::fields(&mut root).insert("data".into(), json!({"ca.crt": self.root_ca()}));
         self.put_absent("configmaps", root).await
+    }
+
+    /// The authority's certificate, PEM.
+    pub(crate) fn root_ca(&self) -> String {
+        String::from_utf8_lossy(&self.root_ca).into_owned()
     }
 
     /// Stores an object of the core group as it is, unless there is one.

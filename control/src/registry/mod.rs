@@ -28,6 +28,7 @@ pub mod selector;
 mod watch;
 mod write;
 
+pub(crate) use admit::ROOT_CA;
 pub use allocate::{NODE_PORTS, ServiceRange};
 pub(crate) use meta::labels as validate_labels;
 pub use resource::{

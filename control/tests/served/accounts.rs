@@ -195,3 +195,54 @@ async fn anybody_in_the_cluster_may_check_tokens_by_the_published_key() {
     let mut nobody = control.try_connect(None).await.expect("connects");
     assert_eq!(nobody.json("GET", "/openid/v1/jwks", None).await.0, 403);
 }
+
+#[tokio::test]
+async fn every_namespace_has_its_account_and_the_authority_whatever_somebody_does() {
+    let control = Control::start(&[]);
+    let mut admin = control.connect().await;
+    let namespace = json!({"metadata": {"name": "n"}});
+    assert_eq!(admin.json("POST", "/api/v1/namespaces", Some(&namespace)).await.0, 201);
+    let account = "/api/v1/namespaces/n/serviceaccounts/default";
+    let authority = "/api/v1/namespaces/n/configmaps/kube-root-ca.crt";
+    let first = admin.json("GET", account, None).await.1;
+    let data = admin.json("GET", authority, None).await.1["data"].clone();
+    assert_eq!(data["ca.crt"], std::fs::read_to_string(control.ca()).expect("the authority").as_str());
+    assert_eq!(admin.json("DELETE", account, None).await.0, 200);
+    let again = admin.until(200, "GET", account, None).await;
+    assert_ne!(again["metadata"]["uid"], first["metadata"]["uid"]);
+    assert_eq!(admin.json("DELETE", authority, None).await.0, 200);
+    admin.until(200, "GET", authority, None).await;
+    let forged = json!({"data": {"ca.crt": "mine", "other": "x"}});
+    assert_eq!(admin.json("PATCH", authority, Some(&forged)).await.0, 200);
+    while admin.json("GET", authority, None).await.1["data"] != data {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn pods_run_as_the_account_that_they_name_with_what_it_brings() {
+    let control = Control::start(&[]);
+    let mut admin = control.connect().await;
+    let account = json!({"metadata": {"name": "robot"}, "imagePullSecrets": [{"name": "pull"}], "automountServiceAccountToken": false});
+    assert_eq!(admin.json("POST", ACCOUNTS, Some(&account)).await.0, 201);
+    let container = json!([{"name": "c", "image": "i"}]);
+    let mut make = async |name: &str, spec: Value| {
+        let mut spec = spec;
+        spec["containers"] = container.clone();
+        admin.json("POST", PODS, Some(&json!({"metadata": {"name": name}, "spec": spec}))).await
+    };
+    let (_, made) = make("a", json!({})).await;
+    assert_eq!(made["spec"]["serviceAccountName"], json!("default"));
+    let volume = &made["spec"]["volumes"][0];
+    assert_eq!(volume["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"], json!(3607));
+    assert_eq!(made["spec"]["containers"][0]["volumeMounts"][0]["name"], volume["name"]);
+    let (_, made) = make("b", json!({"serviceAccountName": "robot"})).await;
+    assert_eq!(made["spec"]["imagePullSecrets"], json!([{"name": "pull"}]));
+    assert_eq!(made["spec"].get("volumes"), None, "the account mounts nothing");
+    let (_, made) =
+        make("c", json!({"serviceAccountName": "robot", "automountServiceAccountToken": true})).await;
+    assert!(made["spec"]["volumes"][0]["projected"].is_object(), "the pod has the last word");
+    let (code, refused) = make("d", json!({"serviceAccountName": "none"})).await;
+    let why = "pods \"d\" is forbidden: error looking up service account default/none: serviceaccount \"none\" not found";
+    assert_eq!((code, &refused["message"]), (403, &json!(why)));
+}

@@ -74,3 +74,56 @@ async fn who_is_not_known_gets_health_and_version_only() {
     let (code, refused) = client.json("GET", "/healthz", None).await;
     assert_eq!((code, &refused["message"]), (401, &Value::from("Unauthorized")));
 }
+
+#[tokio::test]
+async fn a_kubeconfig_is_for_the_user_and_the_groups_that_it_names() {
+    let control = Control::start(&[]);
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(crate::control::binary());
+        command.args(["kubeconfig", "create", "--data-dir"]).arg(&control.dir).args(arguments);
+        command.output().expect("the command runs")
+    };
+    let file = control.dir.join("ada.conf");
+    let path = file.to_str().expect("a path");
+    let server = format!("https://{}", control.address);
+    let output = run(&[
+        "--user",
+        "ada",
+        "--group",
+        "harbour",
+        "--group",
+        "people",
+        "--expires",
+        "1h",
+        "--server",
+        &server,
+        "--output",
+        path,
+    ]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).expect("a file").permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let kubectl = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("kubectl");
+        command.env("KUBECONFIG", &file).env("HOME", &control.dir).args(arguments);
+        let output = command.output().expect("kubectl runs");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let who =
+        kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username} {.status.userInfo.groups}"]);
+    assert_eq!(who, "ada [\"harbour\",\"people\",\"system:authenticated\"]");
+    assert!(kubectl(&["get", "pods"]).contains("User \"ada\" cannot list resource \"pods\""));
+    // Without a place to go, the running one says where it is.
+    let output = run(&["--user", "ada"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("server: https://127.0.0.1:"), "{text}");
+    for wrong in [
+        &["--user", ""][..],
+        &["--user", "a\nb"],
+        &["--user", "a", "--expires", "0"],
+        &["--user", "a", "--expires", "x"],
+    ] {
+        assert!(!run(wrong).status.success(), "{wrong:?}");
+    }
+}
