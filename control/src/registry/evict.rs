@@ -43,6 +43,8 @@ impl Registry {
         let mut how = DeleteOptions::parse(&Query::default(), at(eviction, &["deleteOptions"]))?;
         how.dry_run |= options.dry_run;
         let pod = self.get(target).await?;
+        // Before a place in the budget is taken.
+        self.judge_eviction(who, target, &pod)?;
         if how.uid.is_none() {
             // The pod that was judged is the one that goes.
             how.uid = Some(object::uid(&pod).to_string());

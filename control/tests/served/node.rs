@@ -177,6 +177,9 @@ async fn a_node_writes_itself_and_its_pods_status_and_nothing_else() {
     }
     let why = "node \"a\" can only delete pods with spec.nodeName set to itself";
     refused(&mut a, "DELETE", &format!("{PODS}/other"), None, why).await;
+    let evict = |name: &str| json!({"metadata": {"name": name}});
+    let why = "node a can only evict pods with spec.nodeName set to itself";
+    refused(&mut a, "POST", &format!("{PODS}/other/eviction"), Some(evict("other")), why).await;
     refused(&mut a, "POST", LEASES, Some(lease("c")), "same name as the requesting node").await;
     refused(
         &mut a,
