@@ -4,7 +4,7 @@ use super::options::WriteOptions;
 use super::{
     Part, RETRIES_MAX, Registry, Resource, Subresource, Target, Written, load, meta, refused, seal, stamp,
 };
-use crate::auth::Identity;
+use crate::auth::{Attributes, Identity};
 use crate::kinds;
 use crate::object;
 use crate::storage::StorageError;
@@ -185,6 +185,10 @@ impl Registry {
             } else if part.is_some() {
                 return Err(target.not_found());
             } else {
+                // Whoever may change what is there may not for that reason make what is not.
+                let of = resource.group_resource();
+                let create = Attributes::on("create", of, &target.namespace, &target.name);
+                self.authorizer.authorize(who, &create)?;
                 let new = apply::apply(&change, None, &config, options.force)?;
                 self.insert(who, target, new, Vec::new(), options, Owners::Applied).await
             };

@@ -1,6 +1,7 @@
 //! Roles and bindings: what they give, what they do not, and who may write them.
 
-use crate::control::Control;
+use crate::control::{Ask, Control};
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 pub const GROUP: &str = "/apis/rbac.authorization.k8s.io/v1";
@@ -201,4 +202,39 @@ async fn only_who_may_acts_as_somebody_else() {
     let (code, refused) = deputy.json("GET", "/apis", None).await;
     let why = "serviceaccounts \"default\" is forbidden: User \"carol\" cannot impersonate resource \"serviceaccounts\" in API group \"\" in the namespace \"default\"";
     assert_eq!((code, &refused["message"]), (403, &json!(why)));
+}
+
+#[tokio::test]
+async fn an_apply_makes_nothing_for_whoever_may_only_change() {
+    let control = Control::start(&[]);
+    let mut admin = control.connect().await;
+    let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "patch"]}]);
+    admin.json("POST", &format!("{GROUP}/clusterroles"), Some(&role("patches", &rules))).await;
+    let bound = binding("patches", ("ClusterRole", "patches"), &user("bob"));
+    admin.json("POST", &format!("{GROUP}/clusterrolebindings"), Some(&bound)).await;
+    let config_maps = "/api/v1/namespaces/default/configmaps";
+    let there = json!({"metadata": {"name": "there"}});
+    assert_eq!(admin.json("POST", config_maps, Some(&there)).await.0, 201);
+    let mut bob = control.connect().await.act_as("bob", &[]);
+    bob.until(200, "GET", &format!("{config_maps}/there"), None).await;
+    for (name, code, why) in [
+        ("there", 200, ""),
+        (
+            "new",
+            403,
+            "configmaps \\\"new\\\" is forbidden: User \\\"bob\\\" cannot create resource \\\"configmaps\\\"",
+        ),
+    ] {
+        let config =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "b"}});
+        let ask = Ask {
+            method: "PATCH",
+            path: &format!("{config_maps}/{name}?fieldManager=x"),
+            body: Some(Bytes::from(config.to_string())),
+            content_type: "application/apply-patch+yaml",
+            ..Ask::default()
+        };
+        let (found, answer) = bob.ask(ask).await;
+        assert!(found == code && answer.contains(why), "{name}: {found} {answer}");
+    }
 }
