@@ -13,6 +13,7 @@
 pub mod cache;
 pub mod client;
 mod compaction;
+mod deployment;
 mod disruption;
 pub mod events;
 pub mod frame;
@@ -22,9 +23,11 @@ pub mod kinds;
 mod leader;
 mod namespace;
 mod node_lifecycle;
+mod owned;
 mod pod_cidr;
 mod pod_gc;
 pub mod queue;
+mod replica_set;
 mod taint_eviction;
 mod ttl;
 
@@ -134,6 +137,12 @@ async fn term(registry: Registry, settings: Settings, status: Arc<Status>) {
     ));
     let evictions = said_by("taint-eviction-controller");
     parts.add(taint_eviction::TaintEviction::new(account("node-controller"), evictions));
+    parts.add(deployment::Deployments::new(
+        account("deployment-controller"),
+        said_by("deployment-controller"),
+    ));
+    let sets = said_by("replicaset-controller");
+    parts.add(replica_set::ReplicaSets::new(account("replicaset-controller"), sets));
     parts.add(disruption::Disruption::new(account("disruption-controller"), said_by("controllermanager")));
     parts.add(pod_gc::PodGarbage::new(account("pod-garbage-collector")));
     parts.add(ttl::TimeToLive::new(account("ttl-after-finished-controller"), settings.event_ttl));

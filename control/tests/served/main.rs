@@ -14,5 +14,6 @@ mod node;
 mod ownership;
 mod rbac;
 mod reviews;
+mod rollout;
 mod scheduling;
 mod who;
