@@ -6,6 +6,7 @@ use coracle_tests::api::{self, Access};
 use coracle_tests::fleet::Fleet;
 use hyper::Method;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,9 @@ const GET_CONNECTIONS: usize = 16;
 /// Watches at once, and changes that each of them must see.
 const WATCHERS: usize = 1000;
 const CHANGES: usize = 20;
+/// Boards, and pods on them whose median is told.
+const BOARDS: usize = 3;
+const ROUNDS: usize = 20;
 /// No event is later than this.
 const LATE: Duration = Duration::from_secs(60);
 
@@ -44,12 +48,91 @@ fn main() -> Result<()> {
     let (lost, slowest) = api::run(&fleet, watches)?;
     ours.insert("api_watch_1000_lost".into(), json!(lost));
     ours.insert("api_watch_1000_ms_max".into(), json!(median(vec![slowest])));
+    // A new one: the objects of the figures above are no part of these.
+    drop(fleet);
+    with_boards(&mut ours)?;
     let mut text = std::io::stdout();
     for (name, value) in &ours {
         writeln!(text, "{name:<36} {value}")?;
     }
     figures.append(&mut ours);
     Ok(std::fs::write(&out, serde_json::to_string_pretty(&figures)? + "\n")?)
+}
+
+/// Three boards with their real agents: what the control plane costs, and how long a pod takes from its POST.
+fn with_boards(figures: &mut Map<String, Value>) -> Result<()> {
+    let mut fleet = Fleet::start(&[])?;
+    let mut boards = Vec::new();
+    for _ in 0..BOARDS {
+        let mut board = fleet.board("")?;
+        board.start_agent()?;
+        board.join(&fleet.join_line()?)?;
+        boards.push(board);
+    }
+    fleet.wait(&["node", "--all", "--for=condition=Ready"])?;
+    let one = api::run(&fleet, async |access| {
+        let mut times = Vec::new();
+        for round in 0..=ROUNDS {
+            let took = start_pods(&access, &format!("one-{round}"), 1).await?;
+            // The first one finds the board cold.
+            if round > 0 {
+                times.push(took);
+            }
+        }
+        Ok(times)
+    })?;
+    figures.insert("post_to_running_ms_median".into(), json!(median(one)));
+    let ten = api::run(&fleet, async |access| start_pods(&access, "ten", 10).await)?;
+    figures.insert("post_to_running_10_ms_max".into(), json!(median(vec![ten])));
+    let pid = fleet.control_pid().context("the control plane runs")?;
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no PSS")?;
+    let kib: u64 = pss.trim().trim_end_matches(" kB").parse()?;
+    figures.insert("control_pss_kib_3_boards".into(), json!(kib));
+    Ok(())
+}
+
+/// Posts pods at once; milliseconds until a watcher has seen the last of them running. They are gone afterwards.
+async fn start_pods(access: &Access, name: &str, count: usize) -> Result<f64> {
+    let path = "/api/v1/namespaces/default/pods";
+    let mut connection = access.connect().await?;
+    let list: Value = serde_json::from_slice(&connection.ask(Method::GET, path, Bytes::new()).await?)?;
+    let version = list["metadata"]["resourceVersion"].as_str().context("a version")?.to_string();
+    let mut lines =
+        access.connect().await?.watch(&format!("{path}?watch=1&resourceVersion={version}")).await?;
+    let start = Instant::now();
+    for n in 0..count {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": format!("{name}-{n}")},
+            "spec": {
+                "terminationGracePeriodSeconds": 0,
+                "containers": [{
+                    "name": "main", "image": "example.test/busybox:1", "command": ["sleep", "1000"],
+                    "resources": {"requests": {"cpu": "10m"}, "limits": {"memory": "64Mi", "cpu": "500m"}},
+                }],
+            },
+        });
+        connection.ask(Method::POST, path, pod.to_string().into()).await?;
+    }
+    let mut running = BTreeSet::new();
+    let mut gone = 0;
+    let mut took = 0.0;
+    while gone < count {
+        let line = tokio::time::timeout(LATE, lines.next()).await.context("no event")??;
+        let event: Value = serde_json::from_slice(&line.context("the watch ended")?)?;
+        let pod = &event["object"];
+        let name = pod["metadata"]["name"].as_str().context("a name")?.to_string();
+        if event["type"] == "DELETED" {
+            gone += 1;
+        } else if pod["status"]["phase"] == "Running" && running.insert(name) && running.len() == count {
+            took = milliseconds(start);
+            for name in &running {
+                connection.ask(Method::DELETE, &format!("{path}/{name}"), Bytes::new()).await?;
+            }
+        }
+    }
+    Ok(took)
 }
 
 fn milliseconds(since: Instant) -> f64 {
