@@ -12,6 +12,8 @@ use super::{BODY_BYTES_MAX, DEPTH_MAX, Document, STRICT_ERRORS_MAX, SyntaxError,
 /// Marks our own errors in serde's.
 const TOO_DEEP: &str = "exceeded max depth";
 const TOO_MANY: &str = "too many values";
+/// Of a key, in a path that is told.
+const KEY_CHARACTERS_MAX: usize = 300;
 
 pub(super) fn read(body: &[u8]) -> Result<Document, SyntaxError> {
     if body.len() > BODY_BYTES_MAX {
@@ -19,7 +21,7 @@ pub(super) fn read(body: &[u8]) -> Result<Document, SyntaxError> {
     }
     let (duplicates, count) = (RefCell::new(Vec::new()), Cell::new(0));
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let node = Node { path: String::new(), depth: 0, duplicates: &duplicates, count: &count };
+    let node = Node { above: None, step: Step::Root, depth: 0, duplicates: &duplicates, count: &count };
     let value = node
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
@@ -70,16 +72,26 @@ fn character(body: &[u8], line: usize, column: usize) -> Option<String> {
     Some(if c == '\'' { "'\\''".to_owned() } else { format!("{c:?}") })
 }
 
-/// A value to be read at a path.
+/// From one value to the next one below it.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Root,
+    Key(&'a str),
+    Index(usize),
+}
+
+/// A value to be read, and the way to it. The way becomes text only where there is something to say: a text for each value
+/// would be quadratic in the body.
 struct Node<'a> {
-    path: String,
+    above: Option<&'a Node<'a>>,
+    step: Step<'a>,
     depth: usize,
     duplicates: &'a RefCell<Vec<String>>,
     count: &'a Cell<usize>,
 }
 
 impl Node<'_> {
-    fn below<E: Error>(&self, path: String) -> Result<Self, E> {
+    fn below<'b, E: Error>(&'b self, step: Step<'b>) -> Result<Node<'b>, E> {
         if self.depth >= DEPTH_MAX {
             return Err(E::custom(TOO_DEEP));
         }
@@ -87,7 +99,32 @@ impl Node<'_> {
         if self.count.get() > VALUES_MAX {
             return Err(E::custom(TOO_MANY));
         }
-        Ok(Node { path, depth: self.depth + 1, duplicates: self.duplicates, count: self.count })
+        Ok(Node {
+            above: Some(self),
+            step,
+            depth: self.depth + 1,
+            duplicates: self.duplicates,
+            count: self.count,
+        })
+    }
+
+    /// `spec.containers[0].name`, of which a hostile key is cut.
+    fn path(&self) -> String {
+        let mut path = self.above.map(Node::path).unwrap_or_default();
+        match self.step {
+            Step::Root => {}
+            Step::Index(index) => path.push_str(&format!("[{index}]")),
+            Step::Key(key) => {
+                if !path.is_empty() {
+                    path.push('.');
+                }
+                match key.char_indices().nth(KEY_CHARACTERS_MAX) {
+                    Some((end, _)) => path.extend([&key[..end], "…"]),
+                    None => path.push_str(key),
+                }
+            }
+        }
+        path
     }
 }
 
@@ -137,7 +174,7 @@ impl<'de> Visitor<'de> for Node<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
         loop {
-            let below = self.below(format!("{}[{}]", self.path, list.len()))?;
+            let below = self.below(Step::Index(list.len()))?;
             match items.next_element_seed(below)? {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
@@ -148,14 +185,12 @@ impl<'de> Visitor<'de> for Node<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let dot = if self.path.is_empty() { "" } else { "." };
-            let below = self.below(format!("{}{dot}{key}", self.path))?;
-            let path = below.path.clone();
-            let value = entries.next_value_seed(below)?;
-            let mut duplicates = self.duplicates.borrow_mut();
-            if map.insert(key, value).is_some() && duplicates.len() < STRICT_ERRORS_MAX {
-                duplicates.push(path);
+            let value = entries.next_value_seed(self.below(Step::Key(&key))?)?;
+            if map.contains_key(&key) && self.duplicates.borrow().len() < STRICT_ERRORS_MAX {
+                let path = self.below(Step::Key(&key))?.path();
+                self.duplicates.borrow_mut().push(path);
             }
+            map.insert(key, value);
         }
         Ok(Value::Object(map))
     }

@@ -10,6 +10,7 @@
 
 mod access;
 mod body;
+mod bounds;
 mod connection;
 mod discovery;
 mod metrics;
@@ -27,6 +28,7 @@ use crate::enroll::Enrollment;
 use crate::registry::Registry;
 use crate::tunnel::Dialer;
 use crate::usage::Usage;
+use bounds::{InFlight, Sources};
 use metrics::Metrics;
 use rustls::ServerConfig;
 use std::sync::Arc;
@@ -35,8 +37,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-/// Connections at once; more wait in the listener's backlog.
-const CONNECTIONS_MAX: usize = 8192;
+/// Until accept(2) is tried again after an error that is not one connection's.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of a request's body: upstream's bound.
 const BODY_BYTES_MAX: usize = 3 << 20;
 /// From the connection to the end of the TLS handshake, and to the end of a request's head.
@@ -55,6 +57,7 @@ pub struct Context {
     authenticator: Authenticator,
     metrics: Metrics,
     usage: Usage,
+    in_flight: InFlight,
     dialer: Dialer,
     enrollment: Enrollment,
     /// They live as long as somebody is served; absent where only the API is.
@@ -74,6 +77,7 @@ impl Context {
             authenticator,
             metrics: Metrics::default(),
             usage: Usage::default(),
+            in_flight: InFlight::default(),
             dialer,
             enrollment,
             controllers: None,
@@ -93,29 +97,40 @@ impl Context {
     }
 }
 
-/// Serves until it is dropped. Connections are tasks of their own.
+/// Serves until it is dropped. Connections are tasks of their own. What accept(2) complains of passes: a connection that
+/// broke, the network, or files and memory that are used up; then those who wait do so in the kernel's queue.
 ///
 /// # Errors
-/// The listener's, when it is beyond mending.
+/// None but a programmer's.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     context: Arc<Context>,
 ) -> Result<(), std::io::Error> {
     let acceptor = TlsAcceptor::from(tls);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections_max = bounds::connections();
+    let slots = Arc::new(Semaphore::new(connections_max));
+    let sources = Sources::new(connections_max);
     loop {
         let slot = slots.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
             // What is wrong with one connection, accept(2) tells of the listener.
             Err(error) if connection::is_of_the_peer(&error) => continue,
-            Err(error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "no connection can be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(place) = sources.place(from.ip()) else {
+            tracing::debug!(%from, "too many connections come from there");
+            continue;
         };
         let (acceptor, context) = (acceptor.clone(), context.clone());
         tokio::spawn(async move {
             connection::run(stream, acceptor, context).await;
-            drop(slot);
+            drop((slot, place));
         });
     }
 }

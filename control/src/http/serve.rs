@@ -163,10 +163,14 @@ async fn handle(
     if !discovery::is_served(&of.group, &of.version) {
         return Ok(Answer::not_found());
     }
-    if let Some(part) = kinds::find(&of.group, &of.version, &of.plural)
-        .and_then(|resource| resource.subresource(&of.subresource))
-        .filter(|part| part.what == Part::Connect)
+    if let Some((resource, part)) = kinds::find(&of.group, &of.version, &of.plural)
+        .and_then(|resource| Some((resource, resource.subresource(&of.subresource)?)))
+        .filter(|(_, part)| part.what == Part::Connect)
     {
+        // A right in a namespace is none over what lies in no namespace, however the path is written.
+        if resource.namespaced == of.namespace.is_empty() {
+            return Err(StatusError::generic(404, ""));
+        }
         if !part.verbs.contains(&verb) {
             return Err(StatusError::generic(405, ""));
         }
@@ -242,6 +246,7 @@ struct Asked {
 
 impl Asked {
     async fn answer(self, body: Incoming) -> Result<Answer, StatusError> {
+        let _place = self.context.in_flight.enter(self.verb)?;
         let of = &self.of;
         let missing = || StatusError::generic(404, "");
         if top::is_ours(of) {
