@@ -19,6 +19,8 @@ use serde_json::Value;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
+/// Combinations that one role may allow of whoever does not have everything: each is checked.
+const GRANT_MAX: usize = 10_000;
 
 /// What is known of who may do what. Cheap to clone; every clone is the same.
 #[derive(Clone, Debug)]
@@ -142,6 +144,12 @@ impl Authorizer {
                 }
             }
         };
+        let size: usize = rules.iter().map(PolicyRule::size).fold(0, usize::saturating_add);
+        if size > GRANT_MAX {
+            return forbidden(&format!(
+                "its rules allow {size} combinations of group, resource, verb and name, of which {GRANT_MAX} are checked at most: use \"*\" or several roles"
+            ));
+        }
         let (own, lacking) = self.rules_for(who, namespace);
         let missing = uncovered(&own, &rules);
         if !missing.is_empty() {
@@ -155,8 +163,9 @@ impl Authorizer {
             }
             return forbidden(&why);
         }
-        // It may gather anything.
-        let aggregates = kind == Kind::ClusterRole && object::at(object, &["aggregationRule"]).is_object();
+        // It may gather anything, or have gathered it.
+        let gathers = |role: &Value| object::at(role, &["aggregationRule"]).is_object();
+        let aggregates = kind == Kind::ClusterRole && (gathers(object) || old.is_some_and(gathers));
         if aggregates && !uncovered(&own, &PolicyRule::everything()).is_empty() {
             return forbidden("must have cluster-admin privileges to use the aggregationRule");
         }

@@ -194,7 +194,9 @@ impl Roles {
             "Role" => (namespace, "role"),
             _ => ("", "clusterrole"),
         };
-        let found = self.rules.get(place).and_then(|rules| rules.get(&role.name));
+        // Without a namespace there are no Roles: what is kept there are ClusterRoles.
+        let known = role.kind != "Role" || !namespace.is_empty();
+        let found = self.rules.get(place).filter(|_| known).and_then(|rules| rules.get(&role.name));
         let missing = || format!("{plural}.rbac.authorization.k8s.io {} not found", quoted(&role.name));
         found.ok_or_else(missing)
     }

@@ -60,6 +60,23 @@ impl PolicyRule {
         }
     }
 
+    /// How many [`PolicyRule::atoms`] there are.
+    pub fn size(&self) -> usize {
+        let of = |lists: [&[String]; 4]| lists.iter().map(|list| list.len()).fold(1, usize::saturating_mul);
+        let names = if self.resource_names.is_empty() {
+            &self.verbs[..self.verbs.len().min(1)]
+        } else {
+            &self.resource_names
+        };
+        let one = &self.verbs[..self.verbs.len().min(1)];
+        of([&self.api_groups, &self.resources, &self.verbs, names]).saturating_add(of([
+            &self.non_resource_urls,
+            &self.verbs,
+            one,
+            one,
+        ]))
+    }
+
     /// One rule for each group, resource, verb and name that it allows.
     fn atoms(&self) -> Vec<PolicyRule> {
         let one = |text: &String| vec![text.clone()];

@@ -210,8 +210,11 @@ pub(super) fn validate_binding(binding: &Value, errors: &mut Errors) {
     if text(reference, &["apiGroup"]) != RBAC {
         errors.not_supported(&path.child("apiGroup"), text(reference, &["apiGroup"]), &[RBAC]);
     }
-    if !matches!(text(reference, &["kind"]), "Role" | "ClusterRole") {
-        errors.not_supported(&path.child("kind"), text(reference, &["kind"]), &["Role", "ClusterRole"]);
+    // A binding of the whole cluster has no namespace in which a Role could be.
+    let kinds: &[&str] =
+        if text(binding, &["kind"]) == "RoleBinding" { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
+    if !kinds.contains(&text(reference, &["kind"])) {
+        errors.not_supported(&path.child("kind"), text(reference, &["kind"]), kinds);
     }
     if text(reference, &["name"]).is_empty() {
         errors.required(&path.child("name"), "");

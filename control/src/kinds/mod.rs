@@ -16,7 +16,7 @@ pub use table::{COMPUTED, RESOURCES};
 use crate::auth::Identity;
 use crate::object;
 use crate::registry::{Part, Resource, Subresource};
-use coracle_api::field::Errors;
+use coracle_api::field::{Errors, Path};
 use coracle_api::status::StatusError;
 use serde_json::{Value, json};
 
@@ -92,6 +92,14 @@ pub(crate) fn admit_delete(resource: &Resource, name: &str) -> Result<(), Status
 /// A request for a certificate says who asks; what its sender wrote there is overwritten.
 pub(crate) fn sign_request(request: &mut Value, who: &Identity) {
     cluster::sign_request(request, who);
+}
+
+/// What only a new object must not have.
+pub(crate) fn validate_new(resource: &Resource, object: &Value, errors: &mut Errors) {
+    if is(resource, "Pod") && !object::items(object, &["spec", "ephemeralContainers"]).is_empty() {
+        let path = Path::new("spec").child("ephemeralContainers");
+        errors.forbidden(&path, "cannot be set on create");
+    }
 }
 
 /// What is wrong with ephemeral containers; those that are there stay as they are.

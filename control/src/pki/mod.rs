@@ -26,7 +26,7 @@ use rustls::server::ResolvesServerCert;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,7 +103,8 @@ impl Pki {
     /// # Errors
     /// Files that cannot be read or written.
     pub fn open(dir: &Path, hosts: &[String], expired: Duration) -> Result<Pki, PkiError> {
-        fs::create_dir_all(dir).map_err(|source| PkiError::File { path: dir.into(), source })?;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|source| PkiError::File { path: dir.into(), source })?;
         let authority = Arc::new(Authority::open(dir, "ca", "coracle")?);
         let kubelets = Arc::new(Authority::open(dir, "kubelet-ca", "coracle-kubelets")?);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -166,10 +167,15 @@ fn read(path: &Path) -> Result<String, PkiError> {
 
 /// Whole or not at all, and durable.
 pub fn write(path: &Path, text: &[u8], mode: u32) -> Result<(), PkiError> {
-    let temporary = path.with_extension("tmp");
+    // One of its own for each file, made anew: what a crash left may have another's mode.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
     let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(text)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;

@@ -276,6 +276,12 @@ impl Registry {
                     }
                     own(&mut new);
                     self.judge_update(who, target, Some(part), (&new, &old))?;
+                    // What came along must not keep the next one from changing the object.
+                    let mut errors = Errors::default();
+                    meta::validate(resource, &new, &mut errors);
+                    errors.into_result().map_err(|errors| {
+                        StatusError::invalid(resource.group_kind(), &target.name, &errors)
+                    })?;
                 }
             }
             if new == old {
@@ -542,8 +548,9 @@ fn validate(resource: &Resource, new: &Value, old: Option<&Value>) -> Result<(),
     let mut errors = Errors::default();
     meta::validate(resource, new, &mut errors);
     (resource.validate)(new, &mut errors);
-    if let Some(old) = old {
-        (resource.validate_update)(new, old, &mut errors);
+    match old {
+        Some(old) => (resource.validate_update)(new, old, &mut errors),
+        None => kinds::validate_new(resource, new, &mut errors),
     }
     errors
         .into_result()

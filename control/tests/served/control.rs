@@ -50,7 +50,21 @@ impl Control {
 
     /// Starts one in a directory that stays.
     pub fn start_in(dir: &Path, arguments: &[&str]) -> Control {
-        let mut child = Command::new(binary())
+        Control::start_by(Command::new(binary()), dir, arguments)
+    }
+
+    /// Starts one that may open so many files.
+    pub fn start_limited(files: usize) -> Control {
+        let data = tempfile::tempdir().expect("a directory");
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={files}")).arg(binary());
+        let mut control = Control::start_by(command, data.path(), &[]);
+        control._data = Some(data);
+        control
+    }
+
+    fn start_by(mut command: Command, dir: &Path, arguments: &[&str]) -> Control {
+        let mut child = command
             .args(["serve", "--data-dir"])
             .arg(dir)
             .args(["--listen", "127.0.0.1:0"])

@@ -3,6 +3,7 @@
 mod accounts;
 mod answers;
 mod api;
+mod attacks;
 mod control;
 mod enroll;
 #[path = "../storage/etcd.rs"]
