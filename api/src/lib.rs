@@ -15,6 +15,7 @@ pub mod quantity;
 pub mod schema;
 pub mod secret;
 pub mod selector;
+pub mod spdy;
 pub mod status;
 pub mod table;
 pub mod tunnel;
