@@ -181,7 +181,7 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
     tokio::spawn(node_api::serve(listener, context.clone()));
     tokio::spawn(directory.watch(inbox.clone()));
     if let Some(link) = link {
-        cluster::start(link, &config, &board, inbox.clone());
+        cluster::start(link, &config, &context);
     }
     if config.eviction_memory_available_bytes > 0 {
         tokio::spawn(pressure::watch(config.eviction_memory_available_bytes, inbox));

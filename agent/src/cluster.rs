@@ -17,23 +17,20 @@ pub(crate) mod outbox;
 mod pods;
 pub(crate) mod reports;
 mod status;
+mod tunnel;
 pub(crate) mod watch;
 
 use crate::config::Config;
-use crate::engine::Message;
+use crate::node_api::{Context, port};
 use client::Client;
-use coracle_runtime::board::Board;
 use coracle_runtime::layout::Layout;
 use k8s_openapi::api::core::v1::Event;
 use reports::Reports;
 use rustls::time_provider::DefaultTimeProvider;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch as cell};
-
-/// Where the kubelet's API is served.
-const KUBELET_PORT: i32 = 10250;
 
 /// The kubeconfig, if this board belongs to a cluster.
 fn kubeconfig(layout: &Layout, config: &Config) -> Option<PathBuf> {
@@ -64,10 +61,16 @@ pub(crate) fn link(layout: &Layout, config: &Config) -> Option<(Ways, Link)> {
 }
 
 /// Starts all that talks to the API. It ends with the engine.
-pub(crate) fn start(link: Link, config: &Config, board: &Arc<Board>, engine: mpsc::Sender<Message>) {
+pub(crate) fn start(link: Link, config: &Config, context: &Context) {
+    let Context { board, engine, .. } = context.clone();
+    let port = config.cluster.kubelet_port;
     let Link { kubeconfig, reports, events: told } = link;
-    let client = Client::of_kubeconfig(kubeconfig, Arc::new(DefaultTimeProvider));
+    let client = Client::of_kubeconfig(kubeconfig.clone(), Arc::new(DefaultTimeProvider));
     tokio::spawn(events::run(client.clone(), told));
+    tokio::spawn(tunnel::run(client.clone(), context.clone()));
+    if port > 0 {
+        tokio::spawn(serve_port(kubeconfig, port, client.clone(), context.clone()));
+    }
     let (uid, node_uid) = cell::channel(None);
     let interval = Duration::from_secs(config.cluster.lease_renew_seconds);
     let node_name = board.settings().node_name.clone();
@@ -76,7 +79,7 @@ pub(crate) fn start(link: Link, config: &Config, board: &Arc<Board>, engine: mps
         board: board.clone(),
         labels: config.cluster.labels.clone(),
         memory_available_bytes: config.eviction_memory_available_bytes,
-        port: KUBELET_PORT,
+        port: port.into(),
         interval,
         report_interval: Duration::from_secs(config.cluster.status_report_seconds),
         uid,
@@ -84,4 +87,16 @@ pub(crate) fn start(link: Link, config: &Config, board: &Arc<Board>, engine: mps
     tokio::spawn(registrar.run());
     tokio::spawn(lease::run(client.clone(), node_name.clone(), node_uid.clone(), interval));
     tokio::spawn(pods::Pods { client, node_name, node_uid, engine, reports }.run());
+}
+
+/// The kubelet's port, for as long as the agent runs. A board does without where it cannot be had.
+async fn serve_port(kubeconfig: PathBuf, port: u16, client: Client, context: Context) {
+    let authority = kubeconfig::Kubeconfig::read(&kubeconfig).map(|config| config.authority);
+    let Ok(Some(authority)) = authority else {
+        return tracing::warn!("the kubelet's port is not served: the kubeconfig names no authority of the cluster");
+    };
+    let dir = kubeconfig.parent().unwrap_or(Path::new("/"));
+    if let Err(error) = port::serve(port, &authority, dir, client, context).await {
+        tracing::warn!(%error, "the kubelet's port is not served; the tunnel does without");
+    }
 }

@@ -55,6 +55,8 @@ pub struct ClusterSettings {
     pub kubeconfig: Option<PathBuf>,
     /// Of the Node, besides those that every node has.
     pub labels: BTreeMap<String, String>,
+    /// Where the kubelet's API is served by HTTPS, for API servers that dial boards; 0 is nowhere.
+    pub kubelet_port: u16,
     /// How often the node's Lease is renewed. It holds for four times this.
     pub lease_renew_seconds: u64,
     /// How often a status of the node that has not changed is told again, at least; at most twice this.
@@ -142,6 +144,7 @@ impl Default for ClusterSettings {
         ClusterSettings {
             kubeconfig: None,
             labels: BTreeMap::new(),
+            kubelet_port: 10_250,
             lease_renew_seconds: 10,
             status_report_seconds: 300,
         }

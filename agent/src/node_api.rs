@@ -1,15 +1,19 @@
-//! The kubelet's HTTP paths on a Unix socket that root alone may open.
+//! The kubelet's HTTP paths: on a Unix socket that root alone may open, and for the cluster in its tunnel and on the
+//! kubelet's port.
 //!
 //! ```text
 //! GET  /healthz  /metrics  /pods[?watch=1]  /events  /stats/summary
 //! GET  /containerLogs/NS/POD/CONTAINER?follow&previous&tailLines&sinceSeconds&timestamps&limitBytes
-//! GET  /exec/NS/POD/CONTAINER  /attach/NS/POD/CONTAINER      WebSocket, v5.channel.k8s.io or v4
+//! GET|POST /exec/NS/POD/CONTAINER  /attach/NS/POD/CONTAINER  WebSocket, v5.channel.k8s.io or v4; SPDY/3.1
+//! GET|POST /portForward/NS/POD                               SPDY/3.1, also within a WebSocket
+//! GET  /coracle/v1/connect/NS/POD/PORT                       upgrade to the bytes of a connection to the pod
 //! POST /coracle/v1/apply                                     manifests
 //! DELETE /api/v1/namespaces/NS/pods/POD?gracePeriodSeconds
 //! DELETE /api/v1/namespaces/NS/secrets/SECRET                which nobody can read back
 //! GET|POST|DELETE /coracle/v1/images…
 //! ```
-//! What the kubelet has no word for is under `/coracle/v1`. Every body and every connection count is bounded;
+//! What the kubelet has no word for is under `/coracle/v1`. The cluster is not let in to what changes the board: what
+//! runs here it decides by its pods ([`Door`]). Every body and every connection count is bounded;
 //! errors are `v1.Status` objects.
 
 mod images;
@@ -35,11 +39,15 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Connections served at once; others wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 64;
+/// From the start of a connection, or the end of an answer, to the next request's head.
+const HEAD: Duration = Duration::from_secs(60);
 
 pub(crate) type Body = BoxBody<Bytes, io::Error>;
 pub(crate) type Response = hyper::Response<Body>;
@@ -50,6 +58,31 @@ pub(crate) struct Context {
     pub board: Arc<Board>,
     pub engine: mpsc::Sender<Message>,
     pub started: std::time::Instant,
+}
+
+/// By which way a request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// The Unix socket: root, with everything.
+    Socket,
+    /// The API server: what a kubelet serves. Errors are plain text, as a kubelet's.
+    Cluster,
+}
+
+impl Door {
+    fn admits(self, path: &[&str]) -> bool {
+        match self {
+            Door::Socket => true,
+            Door::Cluster => matches!(
+                path,
+                ["healthz" | "metrics" | "pods"]
+                    | ["stats", "summary"]
+                    | ["containerLogs" | "exec" | "attach", _, _, _]
+                    | ["portForward", _, _]
+                    | ["coracle", "v1", "connect", _, _, _]
+            ),
+        }
+    }
 }
 
 /// Listens at `path`, for root only from the first moment on: the socket gets its name once it has its mode. One that
@@ -80,25 +113,50 @@ pub(crate) async fn serve(listener: UnixListener, context: Context) {
         };
         let context = context.clone();
         tokio::spawn(async move {
-            let service = hyper::service::service_fn(|request| {
-                let context = context.clone();
-                async move { Ok::<_, Infallible>(route(&context, request).await.unwrap_or_else(|r| refused(&r))) }
-            });
-            let io = hyper_util::rt::TokioIo::new(stream);
-            let connection =
-                hyper::server::conn::http1::Builder::new().serve_connection(io, service).with_upgrades();
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended badly");
-            }
+            talk(stream, &context, Door::Socket).await;
             drop(slot);
         });
     }
 }
 
-async fn route(context: &Context, request: hyper::Request<Incoming>) -> Result<Response, Refusal> {
+/// Serves one connection to its end.
+pub(crate) async fn talk(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    context: &Context,
+    door: Door,
+) {
+    let service = hyper::service::service_fn(|request| {
+        let context = context.clone();
+        async move {
+            let answered = route(&context, door, request).await;
+            Ok::<_, Infallible>(answered.unwrap_or_else(|refusal| match door {
+                Door::Socket => refused(&refusal),
+                Door::Cluster => refused_as_kubelet(&refusal),
+            }))
+        }
+    });
+    let io = hyper_util::rt::TokioIo::new(io);
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(hyper_util::rt::TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(io, service)
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection ended badly");
+    }
+}
+
+async fn route(
+    context: &Context,
+    door: Door,
+    request: hyper::Request<Incoming>,
+) -> Result<Response, Refusal> {
     let path = decoded(request.uri().path())?;
     let parts: Vec<&str> = path.iter().map(String::as_str).collect();
     let query = Query::of(&request);
+    if !door.admits(&parts) {
+        return Err(not_found());
+    }
     match (request.method(), parts.as_slice()) {
         (&Method::GET, ["healthz"]) => Ok(text("ok")),
         (&Method::GET, ["metrics"]) => stats::metrics(context).await,
@@ -115,11 +173,17 @@ async fn route(context: &Context, request: hyper::Request<Incoming>) -> Result<R
         (&Method::GET, ["containerLogs", namespace, pod, container]) => {
             logs::serve(context, namespace, pod, container, &query).await
         }
-        (&Method::GET, ["exec", namespace, pod, container]) => {
+        (&Method::GET | &Method::POST, ["exec", namespace, pod, container]) => {
             streams::exec(context, namespace, pod, container, &query, request).await
         }
-        (&Method::GET, ["attach", namespace, pod, container]) => {
+        (&Method::GET | &Method::POST, ["attach", namespace, pod, container]) => {
             streams::attach(context, namespace, pod, container, &query, request).await
+        }
+        (&Method::GET | &Method::POST, ["portForward", namespace, pod]) => {
+            streams::port_forward::serve(context, namespace, pod, request).await
+        }
+        (&Method::GET, ["coracle", "v1", "connect", namespace, pod, port]) => {
+            streams::port_forward::connect(context, namespace, pod, port, request).await
         }
         (&Method::POST, ["coracle", "v1", "apply"]) => apply(context, request).await,
         (&Method::DELETE, ["api", "v1", "namespaces", namespace, "pods", name]) => {
@@ -148,15 +212,18 @@ async fn route(context: &Context, request: hyper::Request<Incoming>) -> Result<R
             ["healthz" | "metrics" | "pods" | "events"]
             | ["stats", "summary"]
             | ["containerLogs" | "exec" | "attach", _, _, _]
+            | ["portForward", _, _]
             | ["coracle", "v1", "apply"]
+            | ["coracle", "v1", "connect", _, _, _]
             | ["api", "v1", "namespaces", _, "pods" | "secrets", _],
         ) => Err(Refusal::method_not_allowed()),
-        (_, _) => Err(Refusal {
-            code: 404,
-            reason: "NotFound",
-            message: "the server could not find the requested resource".into(),
-        }),
+        (_, _) => Err(not_found()),
     }
+}
+
+fn not_found() -> Refusal {
+    let message = "the server could not find the requested resource".into();
+    Refusal { code: 404, reason: "NotFound", message }
 }
 
 /// The components of a path, percent-decoded each: a name that holds a slash stays one name, which nothing has.
@@ -287,6 +354,13 @@ pub(crate) fn receiver_stream<T>(receiver: mpsc::Receiver<T>) -> impl futures_ut
     futures_util::stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|item| (item, receiver))
     })
+}
+
+/// The API server makes a `v1.Status` of it.
+fn refused_as_kubelet(refusal: &Refusal) -> Response {
+    let mut response = text(refusal.message.clone());
+    *response.status_mut() = StatusCode::from_u16(refusal.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
 }
 
 /// A `v1.Status`.

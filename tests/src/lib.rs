@@ -13,5 +13,6 @@ pub mod image;
 pub mod manifest;
 pub mod registry;
 mod sys;
+pub mod terminal;
 pub mod tree;
 pub mod vm;

@@ -21,6 +21,31 @@ pub(crate) fn die_with_us(command: &mut Command) {
     unsafe { command.pre_exec(bind) };
 }
 
+/// Makes the child's standard input, which is a terminal, its controlling one, in a session of its own.
+pub(crate) fn own_terminal(command: &mut Command) {
+    let take = || {
+        nix::unistd::setsid()?;
+        // SAFETY: one ioctl on the child's own standard input; its argument is a number (tty_ioctl(4), TIOCSCTTY).
+        match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock.
+    unsafe { command.pre_exec(take) };
+}
+
+/// tty_ioctl(4), TIOCSWINSZ: whoever has the terminal gets SIGWINCH.
+pub(crate) fn resize(terminal: &std::os::fd::OwnedFd, rows: u16, columns: u16) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel reads one `winsize`, which outlives the call.
+    match unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// netdevice(7): SIOCSIFFLAGS on `lo`.
 fn loopback_up() -> io::Result<()> {
     // SAFETY: all zeroes is a valid `ifreq`; the socket is closed before the function ends.

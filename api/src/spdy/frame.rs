@@ -107,7 +107,7 @@ pub struct Decoder {
 }
 
 /// What is yet to come of a data frame.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Rest {
     stream: StreamId,
     fin: bool,

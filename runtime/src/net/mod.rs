@@ -30,6 +30,7 @@ mod board;
 mod census;
 mod cidr;
 mod conntrack;
+mod dial;
 mod error;
 mod lease;
 mod link;
@@ -38,6 +39,8 @@ mod nft;
 mod rules;
 mod spoof;
 mod sys;
+
+pub use dial::PodDialer;
 
 pub use census::{Census, census};
 pub use cidr::{CidrError, Ipv4Cidr};
