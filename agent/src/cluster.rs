@@ -93,7 +93,9 @@ pub(crate) fn start(link: Link, config: &Config, context: &Context) {
 async fn serve_port(kubeconfig: PathBuf, port: u16, client: Client, context: Context) {
     let authority = kubeconfig::Kubeconfig::read(&kubeconfig).map(|config| config.authority);
     let Ok(Some(authority)) = authority else {
-        return tracing::warn!("the kubelet's port is not served: the kubeconfig names no authority of the cluster");
+        return tracing::warn!(
+            "the kubelet's port is not served: the kubeconfig names no authority of the cluster"
+        );
     };
     let dir = kubeconfig.parent().unwrap_or(Path::new("/"));
     if let Err(error) = port::serve(port, &authority, dir, client, context).await {

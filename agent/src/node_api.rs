@@ -18,6 +18,8 @@
 
 mod images;
 mod logs;
+pub(crate) mod port;
+mod review;
 mod stats;
 mod streams;
 
@@ -136,14 +138,16 @@ pub(crate) async fn talk(
         }
     });
     let io = hyper_util::rt::TokioIo::new(io);
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(hyper_util::rt::TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .serve_connection(io, service)
-        .with_upgrades();
+    let connection = timed().serve_connection(io, service).with_upgrades();
     if let Err(error) = connection.await {
         tracing::debug!(%error, "a connection ended badly");
     }
+}
+
+fn timed() -> hyper::server::conn::http1::Builder {
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEAD);
+    builder
 }
 
 async fn route(

@@ -15,11 +15,12 @@ kind: Pod
 metadata: {name: boat, labels: {app: boat}}
 spec:
   nodeName: board-1
+  automountServiceAccountToken: false
   terminationGracePeriodSeconds: 1
   containers:
   - name: main
     image: example.test/busybox:1
-    command: [sh, -c, 'trap exit TERM; for i in 1 2 3; do echo line $i; echo err $i >&2; done; while :; do sleep 1000 & wait; done']
+    command: [sh, -c, 'trap exit TERM; for i in 1 2 3; do echo line $i; done; while :; do sleep 1000 & wait; done']
   - name: web
     image: example.test/web:1
     ports: [{containerPort: 80}]
@@ -29,6 +30,7 @@ kind: Pod
 metadata: {name: crash, labels: {app: crash}}
 spec:
   nodeName: board-1
+  automountServiceAccountToken: false
   containers:
   - {name: main, image: 'example.test/busybox:1', command: [sh, -c, 'echo attempt; sleep 0.2; exit 3']}
 ";
@@ -44,10 +46,27 @@ fn fleet() -> (Fleet, Board) {
 fn joined() -> Result<(Fleet, Board)> {
     let mut fleet = Fleet::start(&[])?;
     let mut board = fleet.board("")?;
-    fleet.join(&board)?;
+    join(&mut fleet, &board)?;
     board.start_agent()?;
     fleet.wait(&["node/board-1", "--for=condition=Ready"])?;
     Ok((fleet, board))
+}
+
+/// Gives the board a token of its node, by hand: enrolling is another test's.
+fn join(fleet: &mut Fleet, board: &Board) -> Result<()> {
+    const TOKEN: &str = "a-token-of-board-1-for-its-tests";
+    fleet.kill_control()?;
+    let tokens = fleet.data().join("tokens.csv");
+    let mut text = std::fs::read_to_string(&tokens)?;
+    text += &format!("{TOKEN},system:node:board-1,board-1,\"system:nodes\"\n");
+    std::fs::write(&tokens, text)?;
+    fleet.start_control()?;
+    let admin = std::fs::read_to_string(fleet.kubeconfig())?;
+    let token = admin.lines().find(|line| line.trim().starts_with("token:")).context("a token")?;
+    let kubeconfig = admin.replace(token, &format!("    token: {TOKEN}"));
+    let dir = board.root().join("cluster");
+    std::fs::create_dir_all(&dir)?;
+    Ok(std::fs::write(dir.join("kubeconfig"), kubeconfig)?)
 }
 
 /// What a command of kubectl prints, and how it ends.
@@ -73,17 +92,20 @@ fn logs_are_read_as_a_user_reads_them() {
         let (out, err, code) = words(&fleet, line);
         assert!(err.contains(expected) && code != 0 && out.is_empty(), "kubectl {line}: {out} {err}");
     };
-    check("logs boat -c main --tail=2", "line 3\nerr 3\n");
+    check("logs boat -c main --tail=2", "line 2\nline 3\n");
     check("logs boat -c main --limit-bytes=4", "line");
-    check("logs -l app=boat -c main --tail=1", "err 3\n");
+    check("logs -l app=boat -c main --tail=1", "line 3\n");
     check("logs boat -c main --since-time=2999-01-01T00:00:00Z", "");
     let (out, _, _) = words(&fleet, "logs boat --all-containers --prefix --tail=1");
-    assert!(out.contains("[pod/boat/main] err 3\n"), "{out}");
+    assert!(out.contains("[pod/boat/main] line 3\n"), "{out}");
     let (out, _, _) = words(&fleet, "logs boat -c main --timestamps --tail=1");
-    assert!(out.contains("Z err 3\n") && out.starts_with("20"), "{out}");
+    assert!(out.contains("Z line 3\n") && out.starts_with("20"), "{out}");
     refused("logs boat -c none", "container none is not valid for pod boat");
     refused("logs nothing", "pods \"nothing\" not found");
-    refused("logs boat -c main --previous", "previous terminated container \"main\" in pod \"boat\" not found");
+    refused(
+        "logs boat -c main --previous",
+        "previous terminated container \"main\" in pod \"boat\" not found",
+    );
     refused("get --raw /api/v1/namespaces/default/pods/boat/log", "choose one of: [main web]");
     refused("logs boat -c main --tail=-3", "must be greater than");
     // A container that ended is read by its last attempt, and by the one before.
@@ -95,7 +117,7 @@ fn logs_are_read_as_a_user_reads_them() {
     let mut follow = fleet.kubectl_command(&["logs", "-f", "boat", "-c", "main", "--tail=1"]);
     let mut follow = fleet.spawn(follow.stdout(Stdio::piped())).expect("kubectl starts");
     let mut lines = BufReader::new(follow.stdout.take().expect("piped")).lines();
-    assert_eq!(lines.next().expect("a line").expect("text"), "err 3");
+    assert_eq!(lines.next().expect("a line").expect("text"), "line 3");
     let (_, err, code) = words(&fleet, "exec boat -c main -- sh -c echo$IFS''later>/proc/1/fd/1");
     assert_eq!((err.as_str(), code), ("", 0));
     assert_eq!(lines.next().expect("a line").expect("text"), "later");
@@ -111,7 +133,7 @@ fn exec_and_cp(fleet: &Fleet) {
         assert!(err.contains(expected.1), "kubectl {line}: {err}");
     };
     check("exec boat -c main -- echo ahoy", ("ahoy\n", "", 0));
-    check("exec boat -c main -- sh -c exit$IFS''7", ("", "exit code 7", 7));
+    check("exec boat -c main -- sh -c exit${IFS}7", ("", "exit code 7", 7));
     check("exec boat -c main -- /none", ("", "no such file", 127));
     check("exec boat -c none -- true", ("", "container none is not valid for pod boat", 1));
     check("exec nothing -- true", ("", "pods \"nothing\" not found", 1));
@@ -139,15 +161,17 @@ fn a_terminal(fleet: &Fleet) {
     drop(command);
     terminal.expect("# ").expect("a prompt");
     // The size comes in a message of its own, which may be later than the prompt.
-    terminal.type_in("until [ \"$(stty size)\" = '33 99' ]; do :; done; echo si''ze\n").expect("typed");
-    terminal.expect("size").expect("the terminal's size");
+    terminal.type_in("until [ \"$(stty size)\" = '33 99' ]; do :; done; echo wi''de\n").expect("typed");
+    terminal.expect("wide").expect("the terminal's size");
     terminal.resize(44, 111).expect("resized");
     terminal.type_in("until [ \"$(stty size)\" = '44 111' ]; do :; done; echo ag''ain\n").expect("typed");
     terminal.expect("again").expect("the new size");
     // ^C is the shell's, not kubectl's.
-    terminal.type_in("sleep 1000\n").expect("typed");
-    terminal.expect("sleep 1000").expect("echoed");
+    let caught = "sh -c \"trap 'echo cau''ght; exit' INT; echo be''gun; while :; do :; done\"\n";
+    terminal.type_in(caught).expect("typed");
+    terminal.expect("begun").expect("it runs");
     terminal.type_in("\x03").expect("typed");
+    terminal.expect("caught").expect("interrupted");
     terminal.expect("# ").expect("a prompt");
     terminal.type_in("exit 5\n").expect("typed");
     terminal.rest().expect("ends");
@@ -155,9 +179,10 @@ fn a_terminal(fleet: &Fleet) {
 }
 
 fn attach_and_run(fleet: &Fleet) {
-    let arguments = ["run", "asked", "--rm", "-i", "--image=example.test/busybox:1", "--restart=Never", "--"];
-    let mut arguments: Vec<&str> = arguments.to_vec();
-    arguments.extend(["sh", "-c", "read line; echo got $line"]);
+    let here = "--overrides={\"spec\":{\"nodeName\":\"board-1\",\"automountServiceAccountToken\":false}}";
+    let image = "--image=example.test/busybox:1";
+    let script = "read line; echo got $line";
+    let arguments = ["run", "asked", "--rm", "-i", image, here, "--restart=Never", "--", "sh", "-c", script];
     let output = fleet.kubectl_with(&arguments, "ahoy\n").expect("kubectl starts");
     let out = String::from_utf8_lossy(&output.stdout);
     assert!(out.contains("got ahoy"), "{out} {}", String::from_utf8_lossy(&output.stderr));
@@ -174,7 +199,10 @@ impl Forward {
         let mut command = fleet.kubectl_command(&["port-forward", "boat", to]);
         let mut kubectl = fleet.spawn(command.stdout(Stdio::piped()))?;
         let mut line = String::new();
-        BufReader::new(kubectl.stdout.take().context("piped")?).read_line(&mut line)?;
+        let mut out = BufReader::new(kubectl.stdout.take().context("piped")?);
+        out.read_line(&mut line)?;
+        // It prints a line for each connection, and dies if nobody takes it.
+        std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
         let port = line.split(" -> ").next().and_then(|from| from.rsplit(':').next());
         let port = port.and_then(|port| port.parse().ok()).with_context(|| line.clone())?;
         Ok(Forward { kubectl, port })
@@ -194,7 +222,7 @@ impl Drop for Forward {
 fn get(port: u16, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(deadline()))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: pod\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
@@ -289,7 +317,10 @@ endpoints:
     fleet.apply(service).expect("applied");
     check("/api/v1/namespaces/default/services/web:8080/proxy/layer.html", "from the third layer");
     check("/api/v1/namespaces/default/services/web:http/proxy/layer.html", "from the third layer");
-    refused("/api/v1/namespaces/default/services/web:81/proxy/", "no service port 81 found for service \"web\"");
+    refused(
+        "/api/v1/namespaces/default/services/web:81/proxy/",
+        "no service port 81 found for service \"web\"",
+    );
 
     let mut command = fleet.kubectl_command(&["proxy", "--port=0"]);
     let mut kubectl = fleet.spawn(command.stdout(Stdio::piped())).expect("kubectl starts");
@@ -297,7 +328,9 @@ endpoints:
     let mut out = BufReader::new(kubectl.stdout.take().expect("piped"));
     out.read_line(&mut line).expect("a line");
     let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
-    let ask = |path: &str| in_namespace(fleet.netns(), || get(port, path)).expect("in the fleet").expect("answered");
+    let ask = |path: &str| {
+        in_namespace(fleet.netns(), || get(port, path)).expect("in the fleet").expect("answered")
+    };
     assert!(ask("/version").contains("gitVersion"));
     assert!(ask(&format!("{pods}/boat:80/proxy/layer.html")).contains("from the third layer"));
     kubectl.kill().and_then(|()| kubectl.wait()).expect("ends");
@@ -346,7 +379,16 @@ fn who_leaves_ends_the_process_and_who_does_not_read_hinders_nobody() {
     let count = |wanted: &str| -> Result<()> {
         let until = Instant::now() + deadline();
         loop {
-            let listed = fleet.kubectl(&["exec", "boat", "-c", "main", "--", "sh", "-c", "pgrep -fx 'sleep 4321' | wc -l"])?;
+            let listed = fleet.kubectl(&[
+                "exec",
+                "boat",
+                "-c",
+                "main",
+                "--",
+                "sh",
+                "-c",
+                "ps | grep -c '[s]leep 4321'; true",
+            ])?;
             if listed.trim() == wanted {
                 return Ok(());
             }

@@ -68,7 +68,9 @@ pub(crate) async fn serve(
     let tls = TlsAcceptor::from(Arc::new(tls(authority, dir, &node)?));
     // Both families, where there are two.
     let listener = match TcpListener::bind(("::", port)).await {
-        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => TcpListener::bind(("0.0.0.0", port)).await,
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            TcpListener::bind(("0.0.0.0", port)).await
+        }
         bound => bound,
     };
     let listener = listener.map_err(|source| PortError::Listen { port, source })?;

@@ -50,7 +50,8 @@ impl Reviewer {
             return Ok(());
         }
         let user = &caller.user;
-        let message = format!("Forbidden (user={user}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])");
+        let message =
+            format!("Forbidden (user={user}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])");
         Err(Refusal { code: 403, reason: "Forbidden", message })
     }
 

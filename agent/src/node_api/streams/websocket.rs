@@ -12,8 +12,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as SocketError, Message, Utf8Bytes};
 
 /// Bytes of one message.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -28,6 +29,11 @@ pub(super) async fn over(io: Upgraded) -> Socket {
     WebSocketStream::from_raw_socket(TokioIo::new(io), Role::Server, Some(config)).await
 }
 
+/// A close without a code is an error to Go's clients.
+fn goodbye() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() }))
+}
+
 pub(super) struct Writer(pub SplitSink<Socket, Message>);
 
 impl Writer {
@@ -39,6 +45,7 @@ impl Writer {
     }
 
     pub(super) async fn close(mut self) -> Result<(), Broken> {
+        self.0.send(goodbye()).await?;
         Ok(self.0.close().await?)
     }
 }
@@ -72,11 +79,20 @@ impl Reader {
 pub(super) struct Bytestream {
     socket: Socket,
     unread: Bytes,
+    goodbye_said: bool,
 }
 
 impl Bytestream {
     pub(super) fn new(socket: Socket) -> Bytestream {
-        Bytestream { socket, unread: Bytes::new() }
+        Bytestream { socket, unread: Bytes::new(), goodbye_said: false }
+    }
+}
+
+/// That the other end has closed is as well.
+fn closed(error: SocketError) -> io::Result<()> {
+    match error {
+        SocketError::ConnectionClosed | SocketError::AlreadyClosed => Ok(()),
+        error => Err(broken(error)),
     }
 }
 
@@ -120,9 +136,16 @@ impl AsyncWrite for Bytestream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match ready!(Pin::new(&mut self.socket).poll_close(cx)) {
-            Err(SocketError::ConnectionClosed | SocketError::AlreadyClosed) | Ok(()) => Poll::Ready(Ok(())),
-            Err(error) => Poll::Ready(Err(broken(error))),
+        if !self.goodbye_said {
+            if let Err(error) = ready!(Pin::new(&mut self.socket).poll_ready(cx)) {
+                return Poll::Ready(closed(error));
+            }
+            self.goodbye_said = true;
+            if let Err(error) = Pin::new(&mut self.socket).start_send(goodbye()) {
+                return Poll::Ready(closed(error));
+            }
         }
+        let ended = ready!(Pin::new(&mut self.socket).poll_close(cx));
+        Poll::Ready(ended.or_else(closed))
     }
 }

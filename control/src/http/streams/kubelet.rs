@@ -79,15 +79,20 @@ pub(super) fn passed(body: Incoming) -> Body {
 /// What upstream makes of a kubelet's refusal of a pod's log or stream.
 pub(super) async fn refusal(answer: hyper::Response<Incoming>) -> StatusError {
     let code = answer.status().as_u16();
-    let body = Limited::new(answer.into_body(), ERROR_BYTES_MAX).collect().await;
-    let text = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim_end().to_string());
-    let text = text.unwrap_or_else(|_| "the node's answer broke off".into());
+    let text = said(answer).await;
     match code {
         400 => StatusError::bad_request(text),
         500 => StatusError::internal(text),
         404 => StatusError { message: text, ..StatusError::generic(404, "") },
         _ => StatusError::generic(code, &text),
     }
+}
+
+/// An error's text.
+pub(super) async fn said(answer: hyper::Response<Incoming>) -> String {
+    let body = Limited::new(answer.into_body(), ERROR_BYTES_MAX).collect().await;
+    let text = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim_end().to_string());
+    text.unwrap_or_else(|_| "the node's answer broke off".into())
 }
 
 /// The headers that go on to another hop. The credential that was for us does not.

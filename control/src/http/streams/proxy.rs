@@ -168,10 +168,9 @@ async fn dial_port(context: &Context, pod: &Value, port: u16) -> Result<Destinat
     request.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("tcp"));
     let answer = kubelet::send(io, request).await?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let refused = kubelet::refusal(answer).await;
         // What upstream says of a pod that does not answer.
-        let message = format!("error trying to reach service: {}", refused.message);
-        return Err(StatusError { message, ..StatusError::service_unavailable("") });
+        let why = kubelet::said(answer).await;
+        return Err(StatusError::service_unavailable(format!("error trying to reach service: {why}")));
     }
     let io = hyper::upgrade::on(answer).await.map_err(StatusError::internal)?;
     let host = format!("{}:{port}", text(pod, &["status", "podIP"]));
