@@ -164,6 +164,16 @@ fn aggregated_resource(resource: &Resource) -> Value {
     item
 }
 
+/// The list of the kinds that were added: none can be.
+pub(super) fn no_definitions() -> Value {
+    json!({
+        "kind": "CustomResourceDefinitionList",
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "metadata": {"resourceVersion": "0"},
+        "items": [],
+    })
+}
+
 /// The version of the API, and of this program.
 pub(super) fn git_version() -> String {
     concat!("v1.35.0+coracle.", env!("CARGO_PKG_VERSION")).into()

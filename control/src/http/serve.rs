@@ -31,6 +31,8 @@ const SERVED: &[&str] = &[
     "/.well-known/",
 ];
 
+/// Group, version and plural of the kinds that somebody may add elsewhere.
+const DEFINITIONS: (&str, &str, &str) = ("apiextensions.k8s.io", "v1", "customresourcedefinitions");
 /// What is settled before it is answered.
 const CSR: &str = "CertificateSigningRequest";
 const OPENAPI_V2: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
@@ -161,6 +163,11 @@ async fn handle(
     *counted = verb;
     access::admit(authorizer, &identity, verb, &of, &query)?;
     if !discovery::is_served(&of.group, &of.version) {
+        // Before it sends what nobody can patch, such as a review, kubectl asks for definitions of kinds. There are none.
+        if verb == "list" && (&*of.group, &*of.version, &*of.plural) == DEFINITIONS {
+            let accepted = negotiate::accept(text(&head.headers, &header::ACCEPT), false)?;
+            return Ok(Answer::ok(discovery::no_definitions(), accepted));
+        }
         return Ok(Answer::not_found());
     }
     if let Some((resource, part)) = kinds::find(&of.group, &of.version, &of.plural)

@@ -133,6 +133,14 @@ async fn kubectl_asks_who_it_is_what_it_may_and_for_tokens() {
         1,
         "cannot create resource \"clusterroles\"",
     );
+    let file = control.dir.join("review.yaml");
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {"verb": "delete", "resource": "nodes"}},
+    });
+    std::fs::write(&file, review.to_string()).expect("written");
+    check(&format!("create -f {} -o jsonpath={{.status.allowed}}", file.display()), 0, "true");
     check("explain serviceaccount.secrets", 0, "secrets");
     check("api-resources --api-group authorization.k8s.io", 0, "selfsubjectrulesreviews");
 }
