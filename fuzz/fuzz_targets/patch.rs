@@ -7,7 +7,8 @@ use serde_json::Value;
 
 fuzz_target!(|text: &str| {
     let Some((target, change)) = text.split_once('\n') else { return };
-    let (Ok(target), Ok(change)) = (serde_json::from_str::<Value>(target), serde_json::from_str::<Value>(change))
+    let (Ok(target), Ok(change)) =
+        (serde_json::from_str::<Value>(target), serde_json::from_str::<Value>(change))
     else {
         return;
     };
