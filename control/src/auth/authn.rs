@@ -3,6 +3,7 @@
 use super::Identity;
 use super::tokens::{ISSUER, Tokens};
 use crate::enroll;
+use crate::pki::hex;
 use crate::registry::Registry;
 use coracle_api::status::StatusError;
 use ring::digest::{SHA256, digest};
@@ -42,8 +43,12 @@ fn of_certificate(der: &[u8]) -> Option<Identity> {
         // TLS lets nodes in with certificates that ended lately. They are nobody but those who ask for the next one.
         return Some(ended);
     }
-    let id: String = digest(&SHA256, der).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    let extra = [(CREDENTIAL_ID.to_string(), vec![format!("X509SHA256={id}")])].into();
+    let id = hex(digest(&SHA256, der).as_ref());
+    let extra = [
+        (CREDENTIAL_ID.to_string(), vec![format!("X509SHA256={id}")]),
+        (enroll::KEY.to_string(), vec![enroll::key_of(&certificate)]),
+    ]
+    .into();
     (!user.is_empty()).then(|| Identity { extra, ..Identity::known(user, groups) })
 }
 

@@ -1,9 +1,10 @@
 //! Who comes with a certificate that ended: a node that was away for long.
 
 use super::BACKDATED;
-use super::policy::{EXPIRED_PREFIX, ISSUED, NODE_PREFIX};
+use super::policy::{EXPIRED_PREFIX, ISSUED, KEY, NODE_PREFIX};
 use super::token::GROUP;
 use crate::auth::Identity;
+use crate::pki::hex;
 use jiff::Timestamp;
 use x509_parser::prelude::X509Certificate;
 
@@ -20,5 +21,11 @@ pub(crate) fn ended(certificate: &X509Certificate<'_>, now: Timestamp) -> Option
     let backdated = i64::try_from(BACKDATED.as_secs()).unwrap_or_default();
     let issued = validity.not_before.timestamp().saturating_add(backdated);
     identity.extra.insert(ISSUED.into(), vec![issued.to_string()]);
+    identity.extra.insert(KEY.into(), vec![key_of(certificate)]);
     Some(identity)
+}
+
+/// The SHA-256 of a certificate's key, in hex, as a request for a certificate has it.
+pub(crate) fn key_of(certificate: &X509Certificate<'_>) -> String {
+    hex(ring::digest::digest(&ring::digest::SHA256, certificate.public_key().raw).as_ref())
 }

@@ -18,7 +18,8 @@ pub mod token;
 
 pub use clean::run;
 
-pub(crate) use ended::ended;
+pub(crate) use ended::{ended, key_of};
+pub(crate) use policy::{KEY, PREVIOUS};
 
 use crate::auth::{Attributes, Identity, MASTERS};
 use crate::kinds;
@@ -147,9 +148,7 @@ impl Enrollment {
         let request = read(csr).map_err(|_| StatusError::unauthorized())?;
         let name = request.common_name.strip_prefix(policy::NODE_PREFIX).unwrap_or_default();
         match self.get("nodes", "", name).await? {
-            Some(node) if text(&node, &["metadata", "annotations", policy::KEY]) == request.key_hash => {
-                Ok(())
-            }
+            Some(node) if text(&node, &["metadata", "annotations", KEY]) == request.key_hash => Ok(()),
             _ => {
                 tracing::info!(id, "a bootstrap token that is used up was refused");
                 Err(StatusError::unauthorized())
@@ -252,10 +251,10 @@ impl Enrollment {
         let id = text(spec, &["username"]).strip_prefix(token::USER_PREFIX).unwrap_or_default();
         match approval {
             Approval::Again | Approval::Serving => Ok(()),
-            Approval::Renewal => self.give(name, &request.key_hash).await,
+            Approval::Renewal => self.give(name, &request.key_hash, true).await,
             Approval::Replacement => {
                 self.spend(id).await?;
-                self.give(name, &request.key_hash).await
+                self.give(name, &request.key_hash, false).await
             }
             Approval::NewNode => {
                 let labels = self.spend(id).await?;
@@ -265,7 +264,7 @@ impl Enrollment {
                     "metadata": {
                         "name": name,
                         "labels": labels,
-                        "annotations": {policy::KEY: request.key_hash},
+                        "annotations": {KEY: request.key_hash},
                     },
                 });
                 let document = Document { value: node, duplicates: Vec::new() };
@@ -292,11 +291,33 @@ impl Enrollment {
         Ok(json!(token.labels))
     }
 
-    /// Writes down whose key has the name now.
-    async fn give(&self, name: &str, key: &str) -> Result<(), StatusError> {
+    /// Refuses a node whose name was given to another board since.
+    ///
+    /// # Errors
+    /// 401.
+    pub async fn check_node(&self, who: &Identity) -> Result<(), StatusError> {
+        let Some(name) = who.user.strip_prefix(policy::NODE_PREFIX) else { return Ok(()) };
+        let Some(key) = who.extra.get(KEY).and_then(|keys| keys.first()) else { return Ok(()) };
+        let Some(node) = self.get("nodes", "", name).await? else { return Ok(()) };
+        let enrolled = !text(&node, &["metadata", "annotations", KEY]).is_empty();
+        if enrolled && !policy::holds(&node, key) {
+            tracing::info!(node = name, "a board was refused: its name was given to another one");
+            return Err(StatusError::unauthorized());
+        }
+        Ok(())
+    }
+
+    /// Writes down whose key has the name now; the one before is good until the next, if it is the same board's.
+    async fn give(&self, name: &str, key: &str, same_board: bool) -> Result<(), StatusError> {
         let Some(mut node) = self.get("nodes", "", name).await? else { return Ok(()) };
         let metadata = child(&mut node, "metadata");
-        fields(child(metadata, "annotations")).insert(policy::KEY.into(), key.into());
+        let annotations = fields(child(metadata, "annotations"));
+        let before = annotations.insert(KEY.into(), key.into());
+        match before.filter(|before| same_board && before != key) {
+            Some(before) => drop(annotations.insert(PREVIOUS.into(), before)),
+            None if same_board => {}
+            None => drop(annotations.remove(PREVIOUS)),
+        }
         let document = Document { value: node, duplicates: Vec::new() };
         let target = target_of(NODES, "", name);
         self.registry.update(&self.who, &target, None, document, &options()).await.map(|_| ())

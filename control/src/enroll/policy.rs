@@ -35,6 +35,14 @@ pub const ISSUED: &str = "coracle.dev/certificate-issued";
 /// On a Node: the SHA-256 of the key that its name was given to.
 pub const KEY: &str = "coracle.dev/client-key";
 
+/// On a Node: the one before, after a renewal. A board that lost the answer to it still has that one alone.
+pub const PREVIOUS: &str = "coracle.dev/previous-client-key";
+
+/// Whether a Node's name was given to this key, and to no other since. A Node that nobody enrolled was given to none.
+pub fn holds(node: &Value, key: &str) -> bool {
+    [KEY, PREVIOUS].iter().any(|of| text(node, &["metadata", "annotations", of]) == key) && !key.is_empty()
+}
+
 /// What becomes of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -125,12 +133,20 @@ pub fn judge(request: &Request, spec: &Value, facts: Facts<'_>) -> Verdict {
     let user = text(spec, &["username"]);
     let is_in = |group: &str| items(spec, &["groups"]).iter().any(|g| g == group);
     let itself = |prefix: &str| user.strip_prefix(prefix) == Some(name);
+    // The requester's key, or the one that is asked for: after an answer that was lost it has the name already.
+    let presented = items(spec, &["extra", KEY]).first().and_then(Value::as_str).unwrap_or_default();
+    let may_renew = |node: &Value| holds(node, presented) || holds(node, &request.key_hash);
+    let replaced = || {
+        let why = format!("node {name:?} was deleted or given to another board since: it must join again");
+        Verdict::Deny("NodeReplaced", why)
+    };
     match text(spec, &["signerName"]) {
         KUBELET_CLIENT if user.starts_with(token::USER_PREFIX) && is_in(token::GROUP) => {
             joining(request, name, facts)
         }
         KUBELET_CLIENT if itself(NODE_PREFIX) && is_in(NODES) => match facts.node {
-            Some(_) => Verdict::Approve(Approval::Renewal),
+            Some(node) if may_renew(node) => Verdict::Approve(Approval::Renewal),
+            Some(_) => replaced(),
             None => Verdict::Deny("NodeDeleted", format!("node {name:?} was deleted: it must join again")),
         },
         KUBELET_CLIENT if itself(EXPIRED_PREFIX) && is_in(token::GROUP) => {
@@ -141,7 +157,11 @@ pub fn judge(request: &Request, spec: &Value, facts: Facts<'_>) -> Verdict {
             match (made, issued) {
                 // A Node that is younger belongs to another board of the same name.
                 (Some(made), Some(issued)) if made.as_second() <= issued => {
-                    Verdict::Approve(Approval::Renewal)
+                    if facts.node.is_some_and(may_renew) {
+                        Verdict::Approve(Approval::Renewal)
+                    } else {
+                        replaced()
+                    }
                 }
                 _ => Verdict::Deny(
                     "NodeDeleted",

@@ -127,7 +127,7 @@ fn who_gets_which_name_by_itself() {
 
     let renews = |user: &str, groups: &[&str], issued: &str, node: Option<&Value>, expected: &str| {
         let mut spec = spec(KUBELET_CLIENT, user, groups, CLIENT);
-        spec["extra"] = json!({ISSUED: [issued]});
+        spec["extra"] = json!({ISSUED: [issued], KEY: ["another key"]});
         assert_eq!(told(judge(&a, &spec, Facts { node, token: None })), expected, "{user} {issued}");
     };
     let (born, before) = ("1893456000", "1893455999");
@@ -141,6 +141,20 @@ fn who_gets_which_name_by_itself() {
     renews(expired, &[token::GROUP], born, None, "NodeDeleted");
     renews(expired, &[token::GROUP], "", Some(&others), "NodeDeleted");
     renews("coracle.dev:expired-node:b", &[token::GROUP], born, Some(&others), "Leave");
+
+    // A board that was replaced has the old certificate, and a name that is another's.
+    let (own, stranger) = (node(&a.key_hash), node("the new board's key"));
+    renews("system:node:a", &[NODES], "", Some(&stranger), "NodeReplaced");
+    renews(expired, &[token::GROUP], born, Some(&stranger), "NodeReplaced");
+    // An answer was lost: the name has the new key, and the board asks with it again.
+    renews("system:node:a", &[NODES], "", Some(&own), "Renewal");
+    // A node that was deleted and made itself anew was given to no key.
+    let mut anew = node("");
+    anew["metadata"]["annotations"] = Value::Null;
+    renews("system:node:a", &[NODES], "", Some(&anew), "NodeReplaced");
+    let mut renewed = node("a third key");
+    renewed["metadata"]["annotations"][PREVIOUS] = "another key".into();
+    renews("system:node:a", &[NODES], "", Some(&renewed), "Renewal");
 
     let serves = |user: &str, names: &[SanType], expected: &str| {
         let asked = request("system:node:a", "system:nodes", names);

@@ -143,6 +143,7 @@ async fn handle(
         Some(identity) => identity,
         None => context.authenticator.identify(&context.registry, peer, authorization).await?,
     };
+    context.enrollment.check_node(&identity).await?;
     let authorizer = context.registry.authorizer();
     let identity = auth::act_as(authorizer, identity, &head.headers)?;
     let path = head.uri.path();

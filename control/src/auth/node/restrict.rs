@@ -1,6 +1,7 @@
 //! What a node may write, once the content is known (upstream's NodeRestriction). Pure: what must be looked up is given.
 
 use super::{LEASES, Needed, is_mirror, references};
+use crate::enroll::{KEY, PREVIOUS};
 use crate::object;
 use coracle_api::field::quoted;
 use serde_json::Value;
@@ -165,6 +166,16 @@ pub fn own_node(node: &str, name: &str) -> Result<(), Refusal> {
     no(format!("node {} is not allowed to modify node {}", quoted(node), quoted(name)))
 }
 
+/// Whose the name is, enrollment writes down, and nobody who has a certificate of that name.
+fn own_keys(new: &Value, old: &Value) -> Result<(), Refusal> {
+    for key in [KEY, PREVIOUS] {
+        if differ(new, old, &["metadata", "annotations", key]) {
+            return no(format!("is not allowed to modify the annotation {key}"));
+        }
+    }
+    Ok(())
+}
+
 /// A node that registers itself.
 ///
 /// # Errors
@@ -175,6 +186,7 @@ pub fn create_node(node: &str, new: &Value) -> Result<(), Refusal> {
     if object::at(new, &["spec", "configSource"]).is_object() {
         return no(format!("node {n} is not allowed to create pods with a non-nil configSource"));
     }
+    own_keys(new, &Value::Null)?;
     let forbidden = forbidden_labels(new, &Value::Null);
     if forbidden.is_empty() {
         return Ok(());
@@ -192,6 +204,7 @@ pub fn update_node(node: &str, new: &Value, old: &Value) -> Result<(), Refusal> 
     if object::at(new, &["spec", "configSource"]).is_object() && differ(new, old, &["spec", "configSource"]) {
         return no(format!("node {n} is not allowed to update configSource to a new non-nil configSource"));
     }
+    own_keys(new, old)?;
     if differ(new, old, &["spec", "taints"]) {
         return no(format!("node {n} is not allowed to modify taints"));
     }
