@@ -51,6 +51,7 @@ struct Seen {
     version: u64,
     status: PodStatus,
     mirror_of: Option<String>,
+    deleting: bool,
 }
 
 #[derive(Debug)]
@@ -237,7 +238,10 @@ impl Outbox {
             // A pod that somebody made under that name stays, and then there is no image.
             Some((_, Seen { mirror_of: None, .. })) if report.gone => Next::Over,
             Some((_, Seen { mirror_of: None, .. })) => Next::Settled,
-            Some((mirror_uid, seen)) if seen.mirror_of.as_deref() == Some(uid) && !report.gone => {
+            // One that somebody deletes is deleted at once, and made anew.
+            Some((mirror_uid, seen))
+                if seen.mirror_of.as_deref() == Some(uid) && !report.gone && !seen.deleting =>
+            {
                 or_settled(tell(mirror_uid, seen, report))
             }
             Some((mirror_uid, seen)) => or_settled(Some(delete(mirror_uid, seen))),
@@ -331,6 +335,7 @@ fn seen(pod: &Pod) -> Seen {
         // Comparable since Kubernetes 1.35 (KEP-5504), and in fact always.
         version: meta.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0),
         status: pod.status.clone().unwrap_or_default(),
+        deleting: meta.deletion_timestamp.is_some(),
         mirror_of: meta.annotations.as_ref().and_then(|all| all.get(MIRROR)).cloned(),
     }
 }

@@ -158,7 +158,13 @@ fn a_pod_of_the_board_has_one_mirror_pod() {
     assert_eq!(lab.step().as_deref(), Some(status));
     lab.outbox.done("l", true, lab.now);
     // Somebody deletes the image: it is made anew.
-    lab.outbox.deleted(&mirror("m", "l", 8));
+    let mut deleting = mirror("m", "l", 8);
+    deleting.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+    lab.outbox.changed(&deleting);
+    assert_eq!(lab.step().as_deref(), Some("delete /api/v1/namespaces/default/pods/web-board-1 \"m\""));
+    lab.outbox.vanished("l");
+    lab.outbox.done("l", true, lab.now);
     assert_eq!(lab.step().as_deref(), Some(create));
     // The manifest was changed: another pod, another image.
     lab.outbox.changed(&mirror("m2", "before", 9));
