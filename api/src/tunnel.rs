@@ -11,8 +11,6 @@ use std::time::Duration;
 
 /// Of the `Upgrade` header. What comes after it is another protocol under another name.
 pub const PROTOCOL: &str = "coracle-tunnel.v1";
-/// Of the `Upgrade` header, when one control plane asks another for a stream to a board that it has not.
-pub const RELAY_PROTOCOL: &str = "coracle-relay.v1";
 /// Streams of a board that are open at once. A stream more would end the whole connection, so both ends allow twice as
 /// many, and the control plane opens only these.
 pub const STREAMS_MAX: usize = 64;

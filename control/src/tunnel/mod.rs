@@ -1,10 +1,11 @@
 //! The way to a board's kubelet API: through the connection that the board keeps open, or by its address.
 //!
 //! ```text
-//! dial(node) ─┬─ its tunnel is here ─────► a stream of it
-//!             ├─ another control plane has it ─► relay: that one's stream, over TLS
-//!             └─ none has ──────────────► TLS to InternalIP:kubeletEndpoint.Port, as the API server
+//! dial(node) ─┬─ its tunnel is here ─► a stream of it
+//!             └─ it is not ──────────► TLS to InternalIP:kubeletEndpoint.Port, as the API server
 //! ```
+//! Left out: of several control planes on one etcd, one that lacks a board's tunnel does not ask the one that has it.
+//!
 //! Each way ends in a byte pipe to the same HTTP/1.1 server on the board. A newer tunnel of a board replaces the older one:
 //! a board behind a NAT that forgot a connection knows so before we do. Streams of one board are bounded
 //! ([`coracle_api::tunnel::STREAMS_MAX`]); a tunnel whose board does not answer in time is closed.
