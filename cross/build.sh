@@ -55,11 +55,11 @@ build() { # TARGET
         /usr/bin/cargo test "${options[@]}" "${UNIT_TESTS[@]}"
         return
     fi
-    /usr/bin/cargo build --release "${options[@]}" -p coracle -p coracle-shim
+    /usr/bin/cargo build --release "${options[@]}" -p coracle -p coracle-shim -p coracle-control
     mkdir -p "target/dist/$arch"
-    cp "$WORK/target/$target/release/coracle" "$WORK/target/$target/release/coracle-shim" "target/dist/$arch/"
     local b
-    for b in coracle coracle-shim; do
+    for b in coracle coracle-shim coracle-control; do
+        cp "$WORK/target/$target/release/$b" "target/dist/$arch/"
         printf '%-8s %-14s %9s bytes, needs %s\n' "$arch" "$b" "$(stat -c %s "target/dist/$arch/$b")" \
             "$("$gnu-objdump" -T "target/dist/$arch/$b" 2>/dev/null | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1 | grep . || echo nothing)"
     done

@@ -9,13 +9,14 @@ die() { echo "install.sh: $*" >&2; exit 1; }
 BIN=/usr/local/libexec/coracle
 UNITS=/etc/systemd/system
 files="$BIN/coracle $BIN/coracle-shim /usr/local/bin/coracle $UNITS/coracle.service $UNITS/coracle.slice
+    $BIN/coracle-join $UNITS/coracle-join.service
     /etc/sysusers.d/coracle.conf /etc/tmpfiles.d/coracle.conf /etc/default/coracle
     /usr/local/share/bash-completion/completions/coracle /usr/local/share/zsh/site-functions/_coracle
     /usr/local/share/fish/vendor_completions.d/coracle.fish"
 booted() { [ -d /run/systemd/system ]; }
 
 if [ "${1:-}" = --uninstall ]; then
-    if booted; then systemctl disable --now coracle.service || true; fi
+    if booted; then systemctl disable --now coracle.service coracle-join.service || true; fi
     [ ! -x /usr/local/bin/coracle ] || /usr/local/bin/coracle teardown
     if booted; then systemctl stop coracle.slice || true; fi
     made=$(cat "$BIN/made" 2>/dev/null || true)
@@ -46,11 +47,17 @@ put() { dir "$(dirname "$3")"; install -m "$1" "$2" "$3.new"; mv -f "$3.new" "$3
 dir "$BIN"
 put 755 coracle $BIN/coracle
 put 755 coracle-shim $BIN/coracle-shim
+sed 's,/usr/bin/coracle,/usr/local/bin/coracle,' coracle-join > coracle-join.local
+put 755 coracle-join.local $BIN/coracle-join
+rm coracle-join.local
 dir /usr/local/bin && ln -sf $BIN/coracle /usr/local/bin/coracle
 sed 's,/usr/bin/coracle,/usr/local/bin/coracle,' coracle.service > coracle.service.local
 put 644 coracle.service.local $UNITS/coracle.service
 rm coracle.service.local
 put 644 coracle.slice $UNITS/coracle.slice
+sed "s,/usr/libexec/coracle,$BIN," coracle-join.service > coracle-join.service.local
+put 644 coracle-join.service.local $UNITS/coracle-join.service
+rm coracle-join.service.local
 put 644 coracle.sysusers /etc/sysusers.d/coracle.conf
 put 644 coracle.tmpfiles /etc/tmpfiles.d/coracle.conf
 [ -e /etc/default/coracle ] || put 644 coracle.default /etc/default/coracle
@@ -63,7 +70,7 @@ if booted; then
     systemd-sysusers coracle.conf
     systemd-tmpfiles --create coracle.conf
     systemctl daemon-reload
-    systemctl enable --quiet coracle.service
+    systemctl enable --quiet coracle.service coracle-join.service
     systemctl restart coracle.service
 fi
 echo "Coracle $(./coracle version | cut -d' ' -f2) is installed. Put a pod's manifest into /var/lib/coracle/manifests, or try: coracle doctor"

@@ -1,6 +1,8 @@
 //! Starting the agent: lock, store, board, engine, sources, node API; and ending it without ending a pod.
 
 use crate::cli::{Place, table};
+use crate::cluster::credentials::Credentials;
+use crate::cluster::membership;
 use crate::config::Config;
 use crate::engine::{Engine, Message};
 use crate::events::Events;
@@ -46,7 +48,29 @@ pub(crate) fn main(place: &Place, config: Option<&Path>) -> Result<()> {
     // A pull that unpacks, or a disk that does not answer, must not keep the agent: what it leaves half-made is cleared
     // at the next start, as after a crash.
     runtime.shutdown_timeout(SHUTDOWN);
-    outcome
+    match outcome? {
+        End::Stopped => Ok(()),
+        End::Membership => {
+            // Adopting is what an agent does best: pods do not notice, and the next one is another node from the start.
+            info!("this board has joined or left a cluster: the agent starts anew, and pods run on");
+            Err(again()?)
+        }
+    }
+}
+
+/// Why an agent ends.
+enum End {
+    Stopped,
+    /// The board has joined a cluster, or left it.
+    Membership,
+}
+
+/// Becomes this program once more. Returns only what kept it from that.
+fn again() -> Result<anyhow::Error> {
+    use std::os::unix::process::CommandExt;
+    let program = std::env::current_exe().context("find this program")?;
+    let error = std::process::Command::new(&program).args(std::env::args_os().skip(1)).exec();
+    Ok(anyhow::Error::new(error).context(format!("run {}", program.display())))
 }
 
 /// Goes to where the pods' mounts are, makes the directories, and takes the lock: one agent each. Before the process has a
@@ -62,10 +86,7 @@ fn take(root: &Path) -> Result<(Layout, File)> {
     {
         info!(shim, "joined the mount namespace of the pods that run");
         // Once more, from that namespace's mount of the program: the kernel binds none of another.
-        use std::os::unix::process::CommandExt;
-        let program = std::env::current_exe().context("find this program")?;
-        let error = std::process::Command::new(&program).args(std::env::args_os().skip(1)).exec();
-        return Err(error).with_context(|| format!("run {}", program.display()));
+        return Err(again()?);
     }
     fs::create_dir_all(&layout.data).with_context(|| format!("create {}", layout.data.display()))?;
     run_dir::prepare(&layout).with_context(|| format!("create {}", layout.run.display()))?;
@@ -114,15 +135,24 @@ fn open_store(layout: &Layout) -> Result<Store> {
     Ok(opened.store)
 }
 
+/// What the board calls itself: `node_name` of the configuration, or the hostname.
+pub(crate) fn node_name(config: &Config) -> String {
+    let hostname = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
+    if config.node_name.is_empty() { hostname.to_lowercase() } else { config.node_name.clone() }
+}
+
 fn settings(layout: Layout, config: &Config) -> Result<Settings> {
     let this = std::env::current_exe().context("find this program")?;
     let shim = this.with_file_name("coracle-shim");
     if !shim.is_file() {
         bail!("{} is missing: it belongs beside {}", shim.display(), this.display());
     }
-    let hostname = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
-    let node_name =
-        if config.node_name.is_empty() { hostname.to_lowercase() } else { config.node_name.clone() };
+    // What a certificate says is who the board is.
+    let joined = match config.cluster.kubeconfig {
+        None => Credentials::below(&layout.data).node_name(),
+        Some(_) => None,
+    };
+    let node_name = joined.unwrap_or_else(|| node_name(config));
     let registries = config.image.registry.iter().map(|(host, r)| {
         (host.clone(), RegistryConfig { mirrors: r.mirrors.clone(), plain_http: r.plain_http })
     });
@@ -160,12 +190,13 @@ pub(crate) fn network_config(layout: &Layout, config: &Config) -> Result<Network
     })
 }
 
-async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
+async fn run(layout: Layout, config: Config, store: Store) -> Result<End> {
     let settings = settings(layout.clone(), &config)?;
     let node_name = settings.node_name.clone();
     let board = Arc::new(Board::open(settings)?);
     preload(layout.data.join("preload"), &board).await;
     let (ways, link) = cluster::link(&layout, &config).unzip();
+    let joined = link.is_some();
     let events = Events::new(node_name, ways.as_ref().map(|ways| ways.events.clone()));
     let reports = ways.map(|ways| ways.reports);
     let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events, reports).await?;
@@ -190,18 +221,33 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     notify::ready();
     info!(root = %layout.data.display(), version = env!("CARGO_PKG_VERSION"), "agent is ready");
-    let stop = async move {
+    let credentials = Credentials::below(&layout.data);
+    credentials.make_dir()?;
+    let (mut end, follows) = (End::Stopped, config.cluster.kubeconfig.is_none());
+    let stop = async {
+        let membership = async {
+            if follows {
+                match membership::changes(credentials.dir(), joined).await {
+                    Ok(()) => return,
+                    Err(error) => warn!(%error, "joining and leaving a cluster take a restart of the agent"),
+                }
+            }
+            std::future::pending().await
+        };
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
+            () = membership => end = End::Membership,
         }
     };
     engine.run(stop, notify::Watchdog::asked_for()).await?;
-    notify::stopping();
-    info!("agent stops; pods run on");
+    if matches!(end, End::Stopped) {
+        notify::stopping();
+        info!("agent stops; pods run on");
+    }
     match fs::remove_file(&socket) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
-        _ => Ok(()),
+        _ => Ok(end),
     }
 }
 

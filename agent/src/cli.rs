@@ -11,10 +11,13 @@ mod ps;
 pub(crate) mod table;
 mod top;
 
+use crate::cluster::credentials::Credentials;
+use crate::cluster::join;
 use crate::config::Config;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use client::Client;
 pub(crate) use client::ServerError;
+use coracle_runtime::layout::Layout;
 use std::path::{Path, PathBuf};
 
 /// Runs Kubernetes pods on a small board.
@@ -23,7 +26,7 @@ use std::path::{Path, PathBuf};
     name = "coracle",
     version,
     arg_required_else_help = true,
-    after_help = "Examples:\n  coracle agent                          start the agent in the foreground\n  coracle apply -f pod.yaml              run a pod\n  coracle ps -o wide                     list pods\n  coracle logs web -f                    follow the log of pod web\n  coracle exec -it web -- sh             a shell in pod web\n\nExit codes:\n  0 done   1 failed   2 wrong usage   3 configuration   4 this machine cannot run pods (coracle doctor says why)\n  5 another agent uses the directory   6 the store was written by a newer version   exec: the command's own"
+    after_help = "Examples:\n  coracle agent                          start the agent in the foreground\n  coracle apply -f pod.yaml              run a pod\n  coracle ps -o wide                     list pods\n  coracle logs web -f                    follow the log of pod web\n  coracle exec -it web -- sh             a shell in pod web\n\nExit codes:\n  0 done   1 failed   2 wrong usage   3 configuration   4 this machine cannot run pods (coracle doctor says why)\n  5 another agent uses the directory   6 the store was written by a newer version   7 the control plane refused this board   exec: the command's own"
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -82,6 +85,13 @@ pub(crate) enum Command {
     /// Delete pods by name, or what manifests hold.
     #[command(after_help = "Examples:\n  coracle delete web\n  coracle delete -f pod.yaml --grace-period=1")]
     Delete(apply::Delete),
+    /// Join a cluster with the line that `coracle-control token create` printed. A running agent follows by itself.
+    #[command(
+        after_help = "Examples:\n  coracle join https://control.example:6443 --token ID.SECRET --ca-hash sha256:…\n  CORACLE_TOKEN=ID.SECRET coracle join https://control.example:6443 --ca-hash sha256:… --node-name pi-7"
+    )]
+    Join(join::Join),
+    /// Leave the cluster: pods of manifests run on, and the agent stands alone.
+    Leave,
     /// Manage images.
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -173,6 +183,16 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<i32> {
         Command::Exec(exec) => return exec::exec(&client, &exec).await,
         Command::Apply { filename } => apply::apply(&client, &filename).await?,
         Command::Delete(delete) => apply::delete(&client, &delete).await?,
+        Command::Join(flags) => {
+            let layout = Layout::of_root(&std::path::absolute(cli.place.root(&config))?);
+            let credentials = Credentials::below(&layout.data);
+            let done = join::join(&credentials, &flags, &crate::agent::node_name(&config)).await?;
+            table::print(&format!("{done}\n"))?;
+        }
+        Command::Leave => {
+            let layout = Layout::of_root(&std::path::absolute(cli.place.root(&config))?);
+            table::print(&format!("{}\n", join::leave(&Credentials::below(&layout.data))?))?;
+        }
         Command::Image(command) => image::run(&client, command).await?,
         Command::Top(top) => top::top(&client, &top).await?,
         Command::Config(ConfigCommand::Check { config }) => {

@@ -7,15 +7,22 @@
 pub(crate) mod access;
 mod backoff;
 pub(crate) mod client;
+mod clock;
 mod correlator;
+pub(crate) mod credentials;
 pub(crate) mod events;
+pub(crate) mod join;
 pub(crate) mod kubeconfig;
 mod lease;
+pub(crate) mod membership;
 mod node;
 mod node_status;
 pub(crate) mod outbox;
+mod pin;
 mod pods;
+mod renew;
 pub(crate) mod reports;
+mod signing;
 mod status;
 mod tunnel;
 pub(crate) mod watch;
@@ -23,10 +30,11 @@ pub(crate) mod watch;
 use crate::config::Config;
 use crate::node_api::{Context, port};
 use client::Client;
+use clock::Clock;
 use coracle_runtime::layout::Layout;
+use credentials::Credentials;
 use k8s_openapi::api::core::v1::Event;
 use reports::Reports;
-use rustls::time_provider::DefaultTimeProvider;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,7 +73,11 @@ pub(crate) fn start(link: Link, config: &Config, context: &Context) {
     let Context { board, engine, .. } = context.clone();
     let port = config.cluster.kubelet_port;
     let Link { kubeconfig, reports, events: told } = link;
-    let client = Client::of_kubeconfig(kubeconfig.clone(), Arc::new(DefaultTimeProvider));
+    let credentials = Credentials::below(&board.settings().layout.data);
+    let certificates = [credentials.authority(), credentials.client()].map(|found| found.map(|c| c.validity));
+    let [authority, own] = certificates.map(|found| found.as_slice().to_vec());
+    let clock = Arc::new(Clock::of(&authority, &own));
+    let client = Client::of_kubeconfig(kubeconfig.clone(), clock.clone());
     tokio::spawn(events::run(client.clone(), told));
     tokio::spawn(tunnel::run(client.clone(), context.clone()));
     if port > 0 {
@@ -77,7 +89,7 @@ pub(crate) fn start(link: Link, config: &Config, context: &Context) {
     let registrar = node::Registrar {
         client: client.clone(),
         board: board.clone(),
-        labels: config.cluster.labels.clone(),
+        labels: config.cluster.labels.clone().into_iter().chain(credentials.labels()).collect(),
         memory_available_bytes: config.eviction_memory_available_bytes,
         port: port.into(),
         interval,
@@ -85,6 +97,11 @@ pub(crate) fn start(link: Link, config: &Config, context: &Context) {
         uid,
     };
     tokio::spawn(registrar.run());
+    // Another's kubeconfig is another's to renew.
+    if config.cluster.kubeconfig.is_none() {
+        let renewal = renew::Renewal { client: client.clone(), credentials, clock, node: node_name.clone() };
+        tokio::spawn(renewal.run());
+    }
     tokio::spawn(lease::run(client.clone(), node_name.clone(), node_uid.clone(), interval));
     tokio::spawn(pods::Pods { client, node_name, node_uid, engine, reports }.run());
 }

@@ -1,5 +1,6 @@
 //! The process's exit code, as `coracle --help` and coracle(1) list them.
 
+use crate::cluster::join::Refused;
 use crate::config::ConfigError;
 use coracle_runtime::board::OpenError;
 use coracle_runtime::cgroup::CgroupError;
@@ -28,9 +29,13 @@ pub(crate) fn code(error: &anyhow::Error) -> u8 {
     const UNFIT: u8 = 4;
     const IN_USE: u8 = 5;
     const NEWER: u8 = 6;
+    const REFUSED: u8 = 7;
     for cause in error.chain() {
         if cause.is::<ConfigError>() {
             return CONFIGURATION;
+        }
+        if cause.is::<Refused>() {
+            return REFUSED;
         }
         match cause.downcast_ref() {
             Some(StartError::InUse(_)) => return IN_USE,

@@ -137,8 +137,13 @@ impl Fleet {
 
     /// The line that a board joins with: `coracle join https://…`.
     pub fn join_line(&self) -> Result<String> {
+        self.join_line_with(&[])
+    }
+
+    /// The same, of a token that is made with these arguments.
+    pub fn join_line_with(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(binary("coracle-control")?);
-        command.arg("--data-dir").arg(self.data()).args(["token", "create"]);
+        command.args(["token", "create", "--data-dir"]).arg(self.data()).args(arguments);
         let output = in_namespace(&self.netns, || command.stdin(Stdio::null()).output())??;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
         ensure!(output.status.success(), "coracle-control token create: {}", text(&output.stderr));

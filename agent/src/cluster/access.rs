@@ -64,7 +64,6 @@ pub(crate) enum Trust {
     /// Those that the system trusts.
     System,
     /// Whom this one believes.
-    #[expect(dead_code, reason = "for coracle join, which knows the authority by its hash alone")]
     Verifier(Arc<dyn ServerCertVerifier>),
 }
 

@@ -117,7 +117,6 @@ impl Client {
     }
 
     /// With these credentials.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for coracle join"))]
     pub(crate) fn with(access: Access) -> Client {
         Client(Arc::new(Inner { origin: Origin::Given(Arc::new(access)), state: Mutex::default() }))
     }
