@@ -184,6 +184,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<i32> {
         Command::Apply { filename } => apply::apply(&client, &filename).await?,
         Command::Delete(delete) => apply::delete(&client, &delete).await?,
         Command::Join(flags) => {
+            let config = Config::load(flags.config.as_deref())?;
             let layout = Layout::of_root(&std::path::absolute(cli.place.root(&config))?);
             let credentials = Credentials::below(&layout.data);
             let done = join::join(&credentials, &flags, &crate::agent::node_name(&config)).await?;

@@ -248,10 +248,16 @@ impl Board {
         Ok(fs::remove_file(self.root().join("manifests").join(file))?)
     }
 
+    /// Its configuration file.
+    pub fn config(&self) -> String {
+        self.dir.path().join("config.toml").display().to_string()
+    }
+
     /// Runs the line that a control plane gave for joining it, from within the board's network namespace.
     pub fn join(&self, line: &str) -> Result<String> {
         let words = line.strip_prefix("coracle ").context("a line that begins with coracle")?;
-        let words: Vec<&str> = words.split_whitespace().collect();
+        let config = self.config();
+        let words: Vec<&str> = words.split_whitespace().chain(["--config", &config]).collect();
         in_namespace(self.netns()?, || self.run(&words))?
     }
 

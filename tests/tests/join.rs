@@ -4,7 +4,10 @@ use anyhow::{Result, ensure};
 use coracle_tests::agent::{Board, deadline, in_namespace};
 use coracle_tests::fleet::Fleet;
 use coracle_tests::manifest::{SLEEP, pod, running};
-use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, PublicKeyData,
+};
+use sha2::Digest;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -25,7 +28,9 @@ fn cluster(board: &Board) -> PathBuf {
 /// What `coracle join` complains of, in its one line.
 fn refused(board: &Board, line: &str) -> Result<String> {
     let words: Vec<&str> = line.split_whitespace().skip(1).collect();
-    let output = in_namespace(board.netns()?, || board.coracle(&words))??;
+    let config = board.config();
+    let all = [&words[..], &["--config", &config]].concat();
+    let output = in_namespace(board.netns()?, || board.coracle(&all))??;
     ensure!(!output.status.success(), "joined: {}", String::from_utf8_lossy(&output.stdout));
     let text = String::from_utf8(output.stderr)?;
     ensure!(!text.contains(words[3]), "the token is told: {text}");
@@ -73,7 +78,10 @@ fn a_running_board_joins_with_one_line_and_its_pods_do_not_notice() {
     let left = board.run(&["leave"]).expect("leaves");
     assert!(left.contains("kubectl delete node board-1"), "{left}");
     until(&board, "the agent stands alone", || Ok(board.log().matches("starts anew").count() == 2));
-    board.wait("own", "running", running).expect("runs");
+    // It comes up anew in the same process: a request may meet it in between.
+    until(&board, "its pod runs", || {
+        Ok(board.coracle(&["ps", "own"])?.stdout.windows(7).any(|word| word == b"Running"))
+    });
     assert_eq!(fs::read_dir(cluster(&board)).expect("a directory").count(), 0);
     // It came back with another key: the name is not given away, but by whoever may.
     let stolen = fleet.join_line().expect("a token");
@@ -133,6 +141,11 @@ fn a_certificate_that_ended_while_the_board_was_off_is_renewed() {
     (params.not_before, params.not_after) = (ago(290), ago(5));
     let own = KeyPair::generate().expect("a key");
     let old = params.signed_by(&own, &issuer).expect("signed");
+    // The control plane knows the board by its key.
+    let digest = sha2::Sha256::digest(own.subject_public_key_info());
+    let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = format!("coracle.dev/client-key={hash}");
+    fleet.kubectl(&["annotate", "node", "board-1", "--overwrite", &key]).expect("annotated");
     let path = cluster(&board).join("client.pem");
     fs::write(&path, format!("{}{}", old.pem(), own.serialize_pem())).expect("written");
     board.start_agent().expect("an agent");

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use coracle_api::status::Reason;
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ pub(crate) struct Join {
     /// Name of the node; node_name of the configuration, or the hostname, by default.
     #[arg(long)]
     node_name: Option<String>,
+    /// Configuration file; /etc/coracle/config.toml if that exists.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
     /// Labels of the node: KEY=VALUE,…
     #[arg(long, value_parser = labels, default_value = "")]
     labels: Labels,
