@@ -13,18 +13,19 @@
 
 mod api;
 mod facts;
+mod objects;
 mod perform;
 mod requests;
-mod secrets;
 
 use crate::cluster::reports::{Report, Reports};
 use crate::cluster::watch::Delta;
 use crate::events::Events;
 use crate::notify::Watchdog;
-use crate::record::{HistoryRecord, PodRecord, SecretRecord, Source};
+use crate::record::{HistoryRecord, PodRecord, Source};
 use crate::request::{Applied, Change, ChangeKind, Refusal, Request};
 use crate::sources::FileManifest;
 use coracle_pod::action::{Action, Plan};
+use coracle_pod::objects::Objects;
 use coracle_pod::observed::{ImageState, InstanceState, Sandbox};
 use coracle_pod::spec::PodUid;
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
@@ -32,7 +33,7 @@ use coracle_runtime::board::Board;
 use coracle_runtime::shim_client::{ShimClient, ShimEvent};
 use coracle_store::{Batch, Store, StoreError};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use secrets::Secrets;
+use objects::Table;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,18 @@ struct Entry {
     blocked_by: Option<PodUid>,
     probe_sequence: u64,
     resource_version: u64,
+    /// What there is of the objects that it names.
+    objects: Arc<Objects>,
+    /// Counts how often the files of its volumes should have changed; and as of which count they were last written.
+    files_wanted: u64,
+    files_written: Option<u64>,
+}
+
+/// Something that is to be stored as it then is, or removed from the store if it is no more.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Row {
+    Pod(PodUid),
+    Object(objects::Key),
 }
 
 /// What waits for the commit under way.
@@ -86,13 +99,14 @@ struct Entry {
 struct Pending {
     plans: Vec<(PodUid, Plan)>,
     answers: Vec<Answer>,
+    rows: BTreeSet<Row>,
 }
 
 /// An asker who is told once the batch is durable.
 enum Answer {
     Applied(oneshot::Sender<Result<Vec<Applied>, Refusal>>, Vec<Applied>),
     Deleted(oneshot::Sender<Result<Pod, Refusal>>, Box<Pod>),
-    SecretDeleted(oneshot::Sender<Result<(), Refusal>>),
+    ObjectDeleted(oneshot::Sender<Result<(), Refusal>>),
 }
 
 /// The state of the agent.
@@ -102,7 +116,7 @@ pub(crate) struct Engine {
     inbox: mpsc::Receiver<Message>,
     outbox: mpsc::Sender<Message>,
     pods: BTreeMap<PodUid, Entry>,
-    secrets: Secrets,
+    objects: Table,
     dirty: BTreeSet<PodUid>,
     /// Being written now.
     committing: Option<Pending>,
@@ -134,7 +148,7 @@ impl Engine {
             inbox,
             outbox: outbox.clone(),
             pods: BTreeMap::new(),
-            secrets: Secrets::default(),
+            objects: Table::default(),
             dirty: BTreeSet::new(),
             committing: None,
             batch: Batch::new(),
@@ -148,11 +162,7 @@ impl Engine {
         };
         // Before anything is done: histories of a newer version refuse the store as pods of one do.
         engine.store.all::<HistoryRecord>()?;
-        let scan = engine.store.all::<SecretRecord>()?;
-        for damaged in &scan.damaged {
-            error!(key = %damaged, "a stored secret cannot be read and is left out; apply it again");
-        }
-        engine.secrets = Secrets::of(scan.records.into_iter().map(|(_, record)| record));
+        engine.open_objects()?;
         let scan = engine.store.all::<PodRecord>()?;
         for damaged in &scan.damaged {
             error!(key = %damaged, "a stored pod cannot be read and is left out; apply it again");
@@ -259,6 +269,7 @@ impl Engine {
                 if plan.gone {
                     self.batch.delete::<PodRecord>(&uid.0);
                     self.batch.delete::<HistoryRecord>(&uid.0);
+                    self.pending.rows.remove(&Row::Pod(uid.clone()));
                     self.pending.plans.push((uid, plan));
                 } else if !plan.history.durable_eq(&entry.history) {
                     self.batch.put(&uid.0, &HistoryRecord(plan.history.clone()));
@@ -271,7 +282,28 @@ impl Engine {
         }
     }
 
+    /// Has a record written with the next batch, and again with the one after when that fails: what was not stored is
+    /// never answered as if it were.
+    fn save(&mut self, row: Row) {
+        self.pending.rows.insert(row);
+    }
+
+    fn write_rows(&mut self) {
+        let mut batch = std::mem::replace(&mut self.batch, Batch::new());
+        for row in &self.pending.rows {
+            match row {
+                Row::Pod(uid) => match self.pods.get(uid) {
+                    Some(entry) => batch.put(&uid.0, &entry.record),
+                    None => batch.delete::<PodRecord>(&uid.0),
+                },
+                Row::Object(key) => self.write_object(&mut batch, key),
+            }
+        }
+        self.batch = batch;
+    }
+
     fn commit(&mut self) {
+        self.write_rows();
         if self.batch.is_empty() {
             // Nothing to write, but perhaps somebody waits for an answer that needs no write.
             let pending = std::mem::take(&mut self.pending);
@@ -304,12 +336,13 @@ impl Engine {
                 self.events.node_warning("StoreWriteFailed", &message, self.board.now().wall);
                 self.retry_at = Some(self.board.now().monotonic + COMMIT_RETRY);
                 self.dirty.extend(pending.plans.into_iter().map(|(uid, _)| uid));
+                self.pending.rows.extend(pending.rows);
                 for answer in pending.answers {
                     let refusal = Refusal::unavailable(format!("not stored: {error}"));
                     let sent = match answer {
                         Answer::Applied(to, _) => to.send(Err(refusal)).is_ok(),
                         Answer::Deleted(to, _) => to.send(Err(refusal)).is_ok(),
-                        Answer::SecretDeleted(to) => to.send(Err(refusal)).is_ok(),
+                        Answer::ObjectDeleted(to) => to.send(Err(refusal)).is_ok(),
                     };
                     tracing::debug!(sent, "told an asker that the store failed");
                 }
@@ -325,7 +358,7 @@ impl Engine {
             let sent = match answer {
                 Answer::Applied(to, applied) => to.send(Ok(applied)).is_ok(),
                 Answer::Deleted(to, pod) => to.send(Ok(*pod)).is_ok(),
-                Answer::SecretDeleted(to) => to.send(Ok(())).is_ok(),
+                Answer::ObjectDeleted(to) => to.send(Ok(())).is_ok(),
             };
             tracing::debug!(sent, "answered after the commit");
         }
@@ -358,7 +391,7 @@ impl Engine {
             }
             entry.observed.in_flight.insert(key.clone());
             let (credentials, warning) = match &action {
-                Action::PullImage { .. } => self.secrets.for_pull(&entry.spec),
+                Action::PullImage { .. } => self.objects.for_pull(&entry.spec, &entry.record.source),
                 _ => Default::default(),
             };
             if let Some(warning) = warning {
@@ -370,6 +403,8 @@ impl Engine {
                 shim: entry.shim.clone(),
                 ips: entry.ips(),
                 credentials,
+                objects: entry.objects.clone(),
+                files: entry.files_wanted,
                 inbox: self.outbox.clone(),
                 running: entry
                     .observed
@@ -466,7 +501,7 @@ impl Entry {
     }
 
     fn needs_image(&self, image: &str) -> bool {
-        self.spec.containers.iter().chain(&self.spec.init_containers).any(|c| c.image == image)
+        self.spec.all_containers().any(|c| c.image == image)
     }
 
     fn set_image(&mut self, image: &str, state: ImageState) {

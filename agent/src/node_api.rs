@@ -9,7 +9,7 @@
 //! GET  /coracle/v1/connect/NS/POD/PORT                       upgrade to the bytes of a connection to the pod
 //! POST /coracle/v1/apply                                     manifests
 //! DELETE /api/v1/namespaces/NS/pods/POD?gracePeriodSeconds
-//! DELETE /api/v1/namespaces/NS/secrets/SECRET                which nobody can read back
+//! DELETE /api/v1/namespaces/NS/secrets/SECRET, …/configmaps/CONFIGMAP
 //! GET|POST|DELETE /coracle/v1/images…
 //! ```
 //! What the kubelet has no word for is under `/coracle/v1`. The cluster is not let in to what changes the board: what
@@ -27,6 +27,7 @@ use crate::engine::Message;
 use crate::request::{Change, Refusal, Request};
 use bytes::Bytes;
 use coracle_api::manifest;
+use coracle_pod::objects::ObjectKind;
 use coracle_runtime::board::Board;
 use futures_util::StreamExt;
 use http_body_util::combinators::BoxBody;
@@ -198,14 +199,18 @@ async fn route(
             let pod = heard.await.map_err(|_| ended())??;
             Ok(object(&pod_value(&pod)))
         }
-        (&Method::DELETE, ["api", "v1", "namespaces", namespace, "secrets", name]) => {
+        (
+            &Method::DELETE,
+            ["api", "v1", "namespaces", namespace, resource @ ("configmaps" | "secrets"), name],
+        ) => {
+            let kind = if *resource == "secrets" { ObjectKind::Secret } else { ObjectKind::ConfigMap };
             let (namespace, name) = ((*namespace).to_string(), (*name).to_string());
             let (answer, heard) = oneshot::channel();
-            context.send(Request::DeleteSecret { namespace, name: name.clone(), answer }).await?;
+            context.send(Request::DeleteObject { kind, namespace, name: name.clone(), answer }).await?;
             heard.await.map_err(|_| ended())??;
             Ok(object(&json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-                "details": {"name": name, "kind": "secrets"},
+                "details": {"name": name, "kind": resource},
             })))
         }
         (_, ["coracle", "v1", "images", rest @ ..]) => {
@@ -219,7 +224,7 @@ async fn route(
             | ["portForward", _, _]
             | ["coracle", "v1", "apply"]
             | ["coracle", "v1", "connect", _, _, _]
-            | ["api", "v1", "namespaces", _, "pods" | "secrets", _],
+            | ["api", "v1", "namespaces", _, "pods" | "configmaps" | "secrets", _],
         ) => Err(Refusal::method_not_allowed()),
         (_, _) => Err(not_found()),
     }

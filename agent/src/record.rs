@@ -1,10 +1,14 @@
-//! What the agent keeps in the store: pods as they were given, the history of each, and registry credentials.
+//! What the agent keeps in the store: pods as they were given, the history of each, and the objects that they name.
 
+use crate::request::Kind;
 use coracle_pod::History;
 use coracle_runtime::image::Credential;
 use coracle_store::Record;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
 
 /// A pod as somebody asked for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,21 +44,56 @@ impl Record for PodRecord {
     }
 }
 
-/// A `v1.Secret` of registry credentials, by namespace and name.
+/// A `v1.ConfigMap` or `v1.Secret`, by kind, namespace and name.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ObjectRecord {
+    /// `ConfigMap` or `Secret`.
+    pub kind: Kind,
+    pub namespace: String,
+    pub name: String,
+    /// A secret's `type`.
+    #[serde(default, rename = "type")]
+    pub type_: String,
+    #[serde(default)]
+    pub data: BTreeMap<String, ByteString>,
+    #[serde(default)]
+    pub binary_data: BTreeMap<String, ByteString>,
+    #[serde(default)]
+    pub immutable: bool,
+    /// Who gave it.
+    pub source: Source,
+}
+
+impl fmt::Debug for ObjectRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What it holds stays out of logs.
+        f.debug_struct("ObjectRecord")
+            .field("kind", &self.kind)
+            .field("namespace", &self.namespace)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Record for ObjectRecord {
+    const KIND: &'static str = "object";
+    const VERSION: u16 = 1;
+    /// As needed as the pods that are restored with it; store and export are for root alone.
+    const EXPORTED: bool = true;
+}
+
+/// Registry credentials as agents before version 0.2 kept them: read once, and written as an [`ObjectRecord`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SecretRecord {
     pub namespace: String,
     pub name: String,
-    /// In the order in which they are tried.
     pub credentials: Vec<Credential>,
-    /// Who gave it.
     pub source: Source,
 }
 
 impl Record for SecretRecord {
     const KIND: &'static str = "secret";
     const VERSION: u16 = 1;
-    /// As needed as the pods that are restored with it; store and export are for root alone.
     const EXPORTED: bool = true;
 }
 

@@ -2,8 +2,10 @@
 
 use crate::record::Source;
 use coracle_api::manifest::Object;
+use coracle_pod::objects::ObjectKind;
 use coracle_runtime::shim_client::ShimClient;
 use k8s_openapi::api::core::v1::{Event, Pod};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,8 +27,13 @@ pub(crate) enum Request {
         grace_seconds: Option<i64>,
         answer: oneshot::Sender<Result<Pod, Refusal>>,
     },
-    /// Delete a secret. Answered once that is stored.
-    DeleteSecret { namespace: String, name: String, answer: oneshot::Sender<Result<(), Refusal>> },
+    /// Delete a ConfigMap or a Secret. Answered once that is stored.
+    DeleteObject {
+        kind: ObjectKind,
+        namespace: String,
+        name: String,
+        answer: oneshot::Sender<Result<(), Refusal>>,
+    },
     /// The way to a running container.
     Container {
         namespace: String,
@@ -66,9 +73,10 @@ impl ChangeKind {
 }
 
 /// What a board keeps by namespace and name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Kind {
     Pod,
+    ConfigMap,
     Secret,
 }
 
@@ -77,6 +85,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Pod => "Pod",
+            Kind::ConfigMap => "ConfigMap",
             Kind::Secret => "Secret",
         }
     }
@@ -85,6 +94,7 @@ impl Kind {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Kind::Pod => "pod",
+            Kind::ConfigMap => "configmap",
             Kind::Secret => "secret",
         }
     }
@@ -93,7 +103,17 @@ impl Kind {
     pub(crate) fn resource(self) -> &'static str {
         match self {
             Kind::Pod => "pods",
+            Kind::ConfigMap => "configmaps",
             Kind::Secret => "secrets",
+        }
+    }
+}
+
+impl From<ObjectKind> for Kind {
+    fn from(kind: ObjectKind) -> Kind {
+        match kind {
+            ObjectKind::ConfigMap => Kind::ConfigMap,
+            ObjectKind::Secret => Kind::Secret,
         }
     }
 }

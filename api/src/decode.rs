@@ -111,7 +111,8 @@ pub fn yaml(body: &[u8]) -> Result<Document, SyntaxError> {
         return Ok(document);
     }
     let text = std::str::from_utf8(body).map_err(|e| SyntaxError::Other(format!("not UTF-8: {e}")))?;
-    let value: Value = serde_saphyr::from_str(text).map_err(|e| SyntaxError::Other(e.to_string()))?;
+    let value: Value = serde_saphyr::from_str_with_options(text, yaml_options())
+        .map_err(|e| SyntaxError::Other(e.to_string()))?;
     if depth(&value) > DEPTH_MAX {
         return Err(SyntaxError::TooDeep);
     }
@@ -119,6 +120,11 @@ pub fn yaml(body: &[u8]) -> Result<Document, SyntaxError> {
         return Err(SyntaxError::TooMany);
     }
     Ok(Document { value, duplicates: Vec::new() })
+}
+
+/// YAML as kubectl reads it: `defaultMode: 0400` is octal, as in YAML 1.1.
+pub(crate) fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! { legacy_octal_numbers: true }
 }
 
 fn count(value: &Value) -> usize {

@@ -3,9 +3,9 @@
 //! Every field must be known and of its type: a misspelt `imagee` is an error here, as it is with
 //! `kubectl --validate=strict`. Bounds keep a hostile file from costing memory.
 
-use crate::secret::{OtherType, RegistrySecret};
+use crate::secret::SecretObject;
 use crate::{decode, schema};
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ pub enum ManifestError {
     Syntax(String),
     /// A kind that this board does not run.
     #[error(
-        "document {document}: no matches for kind {kind:?} in version {version:?}: a standalone board takes Pod, Secret and List of v1"
+        "document {document}: no matches for kind {kind:?} in version {version:?}: a standalone board takes Pod, ConfigMap, Secret and List of v1"
     )]
     Kind {
         /// Counted from 1.
@@ -46,15 +46,6 @@ pub enum ManifestError {
         /// serde's message.
         message: String,
     },
-    /// A secret that the board does not keep.
-    #[error("document {document}: {source}")]
-    SecretType {
-        /// Counted from 1.
-        document: usize,
-        /// Which, and why not.
-        #[source]
-        source: OtherType,
-    },
     /// A field that the kind does not have.
     #[error("document {document}: strict decoding error: {message}")]
     Strict {
@@ -70,8 +61,10 @@ pub enum ManifestError {
 pub enum Object {
     /// `v1.Pod`.
     Pod(Box<Pod>),
-    /// `v1.Secret` with registry credentials.
-    Secret(RegistrySecret),
+    /// `v1.ConfigMap`.
+    ConfigMap(Box<ConfigMap>),
+    /// `v1.Secret`.
+    Secret(SecretObject),
 }
 
 /// Every object of a manifest, in order; lists are unfolded. Pure; total.
@@ -97,8 +90,8 @@ fn documents(text: &str) -> Result<Vec<Value>, ManifestError> {
         let stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
         return stream.collect::<Result<_, _>>().map_err(|e| ManifestError::Syntax(e.to_string()));
     }
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).map_err(|e| ManifestError::Syntax(first_line(&e.to_string())))?;
+    let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, decode::yaml_options())
+        .map_err(|e| ManifestError::Syntax(first_line(&e.to_string())))?;
     Ok(documents.into_iter().filter(|d| !d.is_null()).collect())
 }
 
@@ -111,8 +104,8 @@ fn first_line(message: &str) -> String {
 fn unfold(number: usize, document: Value, objects: &mut Vec<Object>) -> Result<(), ManifestError> {
     let text = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
     match (text("apiVersion").as_str(), text("kind").as_str()) {
-        ("v1", "Pod" | "Secret") => objects.push(object(number, document)?),
-        ("v1", list @ ("List" | "PodList" | "SecretList")) => {
+        ("v1", "Pod" | "ConfigMap" | "Secret") => objects.push(object(number, document)?),
+        ("v1", list @ ("List" | "PodList" | "ConfigMapList" | "SecretList")) => {
             let items = document.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
             for item in items {
                 let mut item = item;
@@ -122,7 +115,7 @@ fn unfold(number: usize, document: Value, objects: &mut Vec<Object>) -> Result<(
                 }
                 // A list in a list is refused by its kind below rather than followed.
                 match item.get("kind").and_then(Value::as_str) {
-                    Some("Pod" | "Secret") => unfold(number, item, objects)?,
+                    Some("Pod" | "ConfigMap" | "Secret") => unfold(number, item, objects)?,
                     kind => return Err(unknown(number, kind.unwrap_or_default(), &text("apiVersion"))),
                 }
             }
@@ -137,14 +130,15 @@ fn unknown(document: usize, kind: &str, version: &str) -> ManifestError {
 }
 
 fn object(document: usize, value: Value) -> Result<Object, ManifestError> {
-    if value.get("kind").and_then(Value::as_str) == Some("Pod") {
-        return Ok(Object::Pod(Box::new(strict(document, value, |message| message)?)));
+    match value.get("kind").and_then(Value::as_str) {
+        Some("Pod") => Ok(Object::Pod(Box::new(strict(document, value, |message| message)?))),
+        Some("ConfigMap") => Ok(Object::ConfigMap(Box::new(strict(document, value, |message| message)?))),
+        // serde's message shows the value that is wrong: of a secret, the place must do.
+        _ => {
+            let hidden = |_| "invalid type or not base64; its value is not shown".into();
+            Ok(Object::Secret(SecretObject(Box::new(strict(document, value, hidden)?))))
+        }
     }
-    // serde's message shows the value that is wrong: of a secret, the place must do.
-    let secret: Secret =
-        strict(document, value, |_| "invalid type or not base64; its value is not shown".into())?;
-    let secret = RegistrySecret::from_api(secret);
-    secret.map(Object::Secret).map_err(|source| ManifestError::SecretType { document, source })
 }
 
 /// One object, strictly. `told` makes of serde's message what may be shown.
@@ -173,7 +167,6 @@ fn strict<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::DockerFormat;
 
     #[test]
     fn manifests_are_read_strictly() {
@@ -183,7 +176,12 @@ mod tests {
                 (Ok(objects), Ok(names)) => {
                     let name = |object: &Object| match object {
                         Object::Pod(pod) => pod.metadata.name.clone().unwrap_or_default(),
-                        Object::Secret(secret) => format!("secret/{}", secret.name),
+                        Object::ConfigMap(map) => {
+                            format!("configmap/{}", map.metadata.name.clone().unwrap_or_default())
+                        }
+                        Object::Secret(secret) => {
+                            format!("secret/{}", secret.0.metadata.name.clone().unwrap_or_default())
+                        }
                     };
                     let found: Vec<_> = objects.iter().map(name).collect();
                     assert_eq!(found, names, "{text}");
@@ -226,18 +224,28 @@ mod tests {
         check("{\"apiVersion\": ", Err("error parsing manifest"));
         check("just text", Err("no matches for kind"));
         check("a: &a [*a]", Err(""));
+        // As kubectl reads it, and as half of all manifests have it.
+        let mode = "apiVersion: v1\nkind: Pod\nspec: {containers: [], volumes: [{name: v, secret: {defaultMode: 0400}}]}";
+        let found = objects(mode.as_bytes()).expect("a pod");
+        let [Object::Pod(pod)] = found.as_slice() else { panic!("{found:?}") };
+        let volumes = pod.spec.clone().and_then(|spec| spec.volumes).expect("volumes");
+        assert_eq!(volumes[0].secret.clone().and_then(|secret| secret.default_mode), Some(0o400));
     }
 
     #[test]
-    fn secrets_of_registries_are_read_and_nothing_of_a_secret_is_told() {
-        let check = |text: &str, expected: Result<(&str, DockerFormat, &str), &str>| {
+    fn objects_are_read_and_nothing_of_a_secret_is_told() {
+        let check = |text: &str, expected: Result<(&str, &str, &str), &str>| {
             let found = objects(text.as_bytes());
             match (&found, expected) {
-                (Ok(found), Ok((name, format, text))) => {
-                    let [Object::Secret(secret)] = found.as_slice() else { panic!("{found:?}") };
-                    let place = format!("{}/{}", secret.namespace, secret.name);
-                    let found = (place.as_str(), secret.format, String::from_utf8_lossy(&secret.text));
-                    assert_eq!(found, (name, format, text.into()));
+                (Ok(found), Ok((name, key, value))) => {
+                    let [Object::Secret(SecretObject(secret))] = found.as_slice() else {
+                        panic!("{found:?}")
+                    };
+                    assert_eq!(secret.metadata.name.as_deref(), Some(name));
+                    let plain = secret.string_data.as_ref().and_then(|data| data.get(key)).cloned();
+                    let encoded = secret.data.as_ref().and_then(|data| data.get(key));
+                    let encoded = encoded.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned());
+                    assert_eq!(plain.or(encoded).as_deref(), Some(value));
                 }
                 (Err(error), Err(expected)) => assert_eq!(error.to_string(), expected),
                 _ => panic!("{text}\n{found:?}"),
@@ -245,42 +253,19 @@ mod tests {
             assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
         };
         let secret = |rest: &str| format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: reg}}\n{rest}");
-        let json = "type: kubernetes.io/dockerconfigjson\n";
-        let (config, cfg) = (DockerFormat::ConfigJson, DockerFormat::Cfg);
-        check(
-            &secret(&format!("{json}data: {{.dockerconfigjson: aHVudGVyMg==}}")),
-            Ok(("default/reg", config, "hunter2")),
-        );
-        check(
-            &secret(&format!(
-                "{json}stringData: {{.dockerconfigjson: hunter2}}\ndata: {{.dockerconfigjson: e30=}}"
-            )),
-            Ok(("default/reg", config, "hunter2")),
-        );
-        check(
-            &secret("type: kubernetes.io/dockercfg\ndata: {.dockercfg: e30=}")
-                .replace("{name", "{namespace: navy, name"),
-            Ok(("navy/reg", cfg, "{}")),
-        );
-        check(&secret(json), Ok(("default/reg", config, "")));
-        let list = r#"{"apiVersion":"v1","kind":"SecretList","items":[{"metadata":{"name":"l"},"type":"kubernetes.io/dockercfg"}]}"#;
-        check(list, Ok(("default/l", cfg, "")));
-        let other = |kind: &str| {
-            format!(
-                "document 1: secret \"reg\" has type \"{kind}\": a standalone board takes kubernetes.io/dockerconfigjson and kubernetes.io/dockercfg, for imagePullSecrets"
-            )
-        };
-        check(&secret("stringData: {password: hunter2}"), Err(&other("Opaque")));
-        check(
-            &secret("type: kubernetes.io/tls\nstringData: {tls.key: hunter2}"),
-            Err(&other("kubernetes.io/tls")),
-        );
+        check(&secret("data: {k: aHVudGVyMg==}"), Ok(("reg", "k", "hunter2")));
+        check(&secret("stringData: {password: hunter2}"), Ok(("reg", "password", "hunter2")));
+        let list = r#"{"apiVersion":"v1","kind":"SecretList","items":[{"metadata":{"name":"l"},"data":{"k":"e30="}}]}"#;
+        check(list, Ok(("l", "k", "{}")));
         let hidden =
             |place: &str| format!("document 1: {place}: invalid type or not base64; its value is not shown");
         check(&secret("data: {.dockerconfigjson: hunter2!}"), Err(&hidden("data..dockerconfigjson")));
         check(&secret("stringData: [hunter2]"), Err(&hidden("stringData")));
         check(&secret("data: hunter2"), Err(&hidden("data")));
         check(&secret("date: hunter2"), Err("document 1: strict decoding error: unknown field \"date\""));
+        let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata: {k: 5}";
+        let refused = objects(map.as_bytes()).expect_err("a number is no text").to_string();
+        assert!(refused.starts_with("document 1: data.k: invalid type: integer `5`"), "{refused}");
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub enum Action {
     PullImage { image: String, always: bool },
     /// Volumes, cgroup, namespaces, network, shim, `/etc/hosts`, `resolv.conf`. Legal when Absent.
     CreateSandbox,
+    /// Write anew what has changed in volumes that the board writes. Legal when the sandbox is Ready.
+    UpdateVolumes,
     /// Create and start one instance. Legal when the sandbox is Ready and the image Present.
     StartContainer { instance: InstanceId },
     /// Send `signal` to the instance's init; a no-op when it is gone. `SIGKILL` takes its whole cgroup.
@@ -48,6 +50,7 @@ pub enum Action {
 pub enum ActionKey {
     /// CreateSandbox, StopSandbox, RemovePod.
     Sandbox,
+    Volumes,
     Image(String),
     /// StartContainer, Signal, RemoveContainer: by container name.
     Container(String),
@@ -60,6 +63,7 @@ impl Action {
         match self {
             Action::PullImage { image, .. } => ActionKey::Image(image.clone()),
             Action::CreateSandbox | Action::StopSandbox | Action::RemovePod => ActionKey::Sandbox,
+            Action::UpdateVolumes => ActionKey::Volumes,
             Action::StartContainer { instance }
             | Action::Signal { instance, .. }
             | Action::RemoveContainer { instance, .. } => ActionKey::Container(instance.container.clone()),

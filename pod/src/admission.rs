@@ -10,20 +10,24 @@
 //! host path exists), which is reported as the container's waiting reason.
 
 mod containers;
+mod environment;
 mod field;
 mod names;
+mod objects;
 mod probes;
+mod projected;
 mod resources;
 mod security;
 mod volumes;
 
 pub use field::{FieldError, Path, Problem};
+pub use objects::{config_map, secret};
 
 use crate::spec::{
     ContainerSpec, Deletion, Dns, DnsPolicy, HostAlias, PodSecurity, PodSpec, PodUid, RestartPolicy, Volume,
 };
 use containers::{HostPorts, PodContext, Role};
-use field::{Errors, any};
+use field::{Errors, Shown, any};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::net::IpAddr;
@@ -138,11 +142,9 @@ fn pod_spec(errors: &mut Errors, path: &Path, meta: &ObjectMeta, wire: &v1::PodS
     let host_pid = host_pid.unwrap_or(false);
     let host_ipc = host_ipc.unwrap_or(false);
     for (present, name) in [
-        (any(ephemeral_containers.as_ref()), "ephemeralContainers"),
         (*host_users == Some(false), "hostUsers"),
         (hostname_override.is_some(), "hostnameOverride"),
         (overhead.as_ref().is_some_and(|overhead| !overhead.is_empty()), "overhead"),
-        (any(readiness_gates.as_ref()), "readinessGates"),
         (any(resource_claims.as_ref()), "resourceClaims"),
         (resources.is_some(), "resources"),
         (runtime_class_name.as_ref().is_some_and(|name| !name.is_empty()), "runtimeClassName"),
@@ -184,6 +186,20 @@ fn pod_spec(errors: &mut Errors, path: &Path, meta: &ObjectMeta, wire: &v1::PodS
         &security,
         host_network,
     );
+    let ephemeral_containers = ephemeral(
+        errors,
+        &path.child("ephemeralContainers"),
+        ephemeral_containers.as_deref().unwrap_or_default(),
+        [&init_containers, &containers],
+        &volumes,
+        &security,
+    );
+    let gates_path = path.child("readinessGates");
+    let readiness_gates: Vec<String> =
+        readiness_gates.iter().flatten().map(|gate| gate.condition_type.clone()).collect();
+    for (index, gate) in readiness_gates.iter().enumerate() {
+        names::qualified_name(errors, &gates_path.index(index).child("conditionType"), gate);
+    }
     let grace = grace(*termination_grace_period_seconds, GRACE_SECONDS);
     let deadline_path = path.child("activeDeadlineSeconds");
     let name = meta.name.clone().unwrap_or_default();
@@ -232,6 +248,8 @@ fn pod_spec(errors: &mut Errors, path: &Path, meta: &ObjectMeta, wire: &v1::PodS
         resources: resources::pod_resources(&init_containers, &containers),
         init_containers,
         containers,
+        ephemeral_containers,
+        readiness_gates,
         volumes,
         security,
         image_pull_secrets: image_pull_secrets
@@ -288,6 +306,39 @@ fn all_containers(
     let main = list(&containers_path, main, Role::Main, &[]);
     let init = list(&path.child("initContainers"), init, Role::Init, &main);
     (init, main)
+}
+
+/// `validateEphemeralContainers`: what they may not have is refused with the API server's words.
+fn ephemeral(
+    errors: &mut Errors,
+    path: &Path,
+    wire: &[v1::EphemeralContainer],
+    others: [&[ContainerSpec]; 2],
+    volumes: &[Volume],
+    security: &PodSecurity,
+) -> Vec<ContainerSpec> {
+    if wire.len() > CONTAINERS_MAX {
+        errors.forbidden(path, format!("must have at most {CONTAINERS_MAX} ephemeral containers"));
+        return Vec::new();
+    }
+    let pod = PodContext { volumes, security, host_network: false };
+    let mut found: Vec<ContainerSpec> = Vec::new();
+    for (index, wire) in wire.iter().enumerate() {
+        let path = path.index(index);
+        let taken = others.iter().flat_map(|list| list.iter()).chain(&found);
+        if taken.into_iter().any(|known| known.name == wire.name && !wire.name.is_empty()) {
+            errors.duplicate(&path.child("name"), &wire.name);
+        }
+        let mut container = containers::ephemeral(errors, &path, wire, &pod);
+        container.target = wire.target_container_name.clone().filter(|name| !name.is_empty());
+        if let Some(target) = &container.target
+            && !others.iter().flat_map(|list| list.iter()).any(|known| known.name == *target)
+        {
+            errors.push(&path.child("targetContainerName"), Problem::NotFound(target.shown()));
+        }
+        found.push(container);
+    }
+    found
 }
 
 /// `GeneratePodHostName` and `truncatePodHostnameIfNeeded`.

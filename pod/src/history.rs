@@ -29,9 +29,12 @@ pub struct History {
     /// Images whose pull was announced and has not ended.
     #[serde(skip)]
     pub pulling: BTreeSet<String>,
-    /// Containers of `imagePullPolicy: Always` whose registry was asked before their first start.
+    /// Containers and their images: whether the image is here was asked before the first start with it.
     #[serde(skip)]
-    pub asked: BTreeSet<String>,
+    pub asked: BTreeSet<(String, String)>,
+    /// What was last said of a volume, or of a container's variables, that cannot be had.
+    #[serde(skip)]
+    pub told: BTreeMap<Told, String>,
 }
 
 impl History {
@@ -43,10 +46,20 @@ impl History {
     }
 }
 
+/// What something was said of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Told {
+    Volume(String),
+    Container(String),
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ContainerHistory {
     /// The attempt that runs, or ran last; `None` before the first start.
     pub current: Option<InstanceId>,
+    /// The image of `current`, as the pod named it then; unknown of those that an older agent started.
+    #[serde(default)]
+    pub image: Option<String>,
     pub restart_count: u32,
     pub started: Option<Stamp>,
     /// How `current` ended.

@@ -16,10 +16,14 @@
 
 pub mod action;
 pub mod admission;
+pub mod downward;
+pub mod environment;
 pub mod evict;
 pub mod fit;
 pub mod history;
+pub mod objects;
 pub mod observed;
+pub mod payload;
 pub mod plan;
 pub mod spec;
 

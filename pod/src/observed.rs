@@ -54,12 +54,28 @@ pub struct Observed {
     pub eviction: Option<String>,
     /// The API server says that the pod has failed or succeeded: `status.reason` and its message.
     pub ended_elsewhere: Option<(String, String)>,
+    /// What the pod names and cannot have yet.
+    pub unmet: Unmet,
+    /// The files of a volume are not what they should be by now.
+    pub volumes_behind: bool,
+    /// Conditions that others set, by type: `True`, `False`, `Unknown`.
+    pub foreign_conditions: BTreeMap<String, String>,
     /// The board's own addresses, the primary first; may be empty without a network.
     pub host_ips: Vec<IpAddr>,
     /// What the board has; `None` while nobody asked.
     pub capacity: Option<Capacity>,
     /// What the other pods have of it. Looked at once, when this pod is first seen.
     pub load: Load,
+}
+
+/// ConfigMaps, Secrets and tokens that are missing, or lack what is wanted of them: the message, or `None` while nobody has
+/// answered. An entry goes away by itself when the object comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unmet {
+    /// By the volume's name.
+    pub volumes: BTreeMap<String, Option<String>>,
+    /// By the name of the container whose variables cannot be had.
+    pub containers: BTreeMap<String, Option<String>>,
 }
 
 /// What a board can give its pods in all.

@@ -10,7 +10,7 @@
 //! ```
 //! Level-triggered: the same input gives the same plan, and a plan whose history is taken over and whose actions are
 //! in flight asks for nothing new. Order of work: facts into history ([`facts`]), then either the way down ([`stop`])
-//! or the way up ([`containers`], [`images`], [`probes`]), then the status ([`status`]).
+//! or the way up ([`containers`], [`images`], [`probes`], held up by [`unmet`]), then the status ([`status`]).
 //!
 //! Where it leaves the kubelet's way on purpose: `imagePullPolicy: Always` asks the registry before a container's
 //! first start only, and starts from the image that is here when the registry cannot be reached, since a board
@@ -22,6 +22,7 @@ mod images;
 mod probes;
 mod status;
 mod stop;
+mod unmet;
 
 use crate::ActionKey;
 use crate::action::{Action, Event, EventType, Plan};
@@ -67,6 +68,14 @@ struct Planner<'a> {
     wake: Option<Duration>,
 }
 
+/// In which list of the pod a container is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Init,
+    Main,
+    Ephemeral,
+}
+
 /// How far a container is, from its history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -95,6 +104,8 @@ impl<'a> Planner<'a> {
             Sandbox::Ready { .. } => {
                 self.pull_images();
                 self.sweep();
+                self.update_volumes();
+                self.replace_changed();
                 self.drive_containers();
                 self.probe();
                 self.continue_stopping();
@@ -105,7 +116,7 @@ impl<'a> Planner<'a> {
     }
 
     fn create_sandbox(&mut self) {
-        if self.in_flight(&ActionKey::Sandbox) {
+        if self.in_flight(&ActionKey::Sandbox) || self.lacks_volumes() {
             return;
         }
         let until = self.backoff_end(&self.history.sandbox.clone());
@@ -132,9 +143,11 @@ impl<'a> Planner<'a> {
 
     // ---- what holds ----
 
-    fn containers(&self) -> impl Iterator<Item = (&'a ContainerSpec, bool)> + use<'a> {
+    fn containers(&self) -> impl Iterator<Item = (&'a ContainerSpec, Role)> + use<'a> {
         let spec = self.spec;
-        spec.init_containers.iter().map(|c| (c, true)).chain(spec.containers.iter().map(|c| (c, false)))
+        let init = spec.init_containers.iter().map(|c| (c, Role::Init));
+        let ephemeral = spec.ephemeral_containers.iter().map(|c| (c, Role::Ephemeral));
+        init.chain(spec.containers.iter().map(|c| (c, Role::Main))).chain(ephemeral)
     }
 
     fn of(&self, name: &str) -> Option<&ContainerHistory> {
@@ -145,23 +158,23 @@ impl<'a> Planner<'a> {
         self.history.containers.entry(name.into()).or_default()
     }
 
-    fn stage(&self, container: &ContainerSpec, init: bool) -> Stage {
+    fn stage(&self, container: &ContainerSpec, role: Role) -> Stage {
         let Some(known) = self.of(&container.name) else { return Stage::Waiting };
         match (&known.current, &known.exit) {
             (None, _) => Stage::Waiting,
-            (Some(_), Some(exit)) if known.rerun || self.restarts(exit, init) => Stage::Again,
+            (Some(_), Some(exit)) if known.rerun || self.restarts(exit, role) => Stage::Again,
             (Some(_), Some(_)) => Stage::Ended,
             (Some(_), None) if known.failed_start.is_some() => Stage::Waiting,
             (Some(_), None) => Stage::Up,
         }
     }
 
-    /// Init containers run until they succeed: `Always` means `OnFailure` to them.
-    fn restarts(&self, exit: &Exit, init: bool) -> bool {
-        match self.spec.restart_policy {
-            RestartPolicy::Never => false,
-            RestartPolicy::OnFailure => exit.code != 0,
-            RestartPolicy::Always => !init || exit.code != 0,
+    /// Init containers run until they succeed: `Always` means `OnFailure` to them. Ephemeral ones run once.
+    fn restarts(&self, exit: &Exit, role: Role) -> bool {
+        match (self.spec.restart_policy, role) {
+            (_, Role::Ephemeral) | (RestartPolicy::Never, _) => false,
+            (RestartPolicy::OnFailure, _) | (RestartPolicy::Always, Role::Init) => exit.code != 0,
+            (RestartPolicy::Always, Role::Main) => true,
         }
     }
 
@@ -182,7 +195,7 @@ impl<'a> Planner<'a> {
 
     /// Nothing of this pod will ever run again.
     fn finished(&self) -> bool {
-        let ended = |c: &ContainerSpec| self.stage(c, false) == Stage::Ended;
+        let ended = |c: &ContainerSpec| self.stage(c, Role::Main) == Stage::Ended;
         self.init_failed() || (self.init_done() && self.spec.containers.iter().all(ended))
     }
 
@@ -240,10 +253,14 @@ impl<'a> Planner<'a> {
         kind: EventType,
         reason: &'static str,
         message: String,
-        container: Option<(&str, bool)>,
+        container: Option<(&str, Role)>,
     ) {
-        let field_path = container.map(|(name, init)| {
-            let list = if init { "initContainers" } else { "containers" };
+        let field_path = container.map(|(name, role)| {
+            let list = match role {
+                Role::Init => "initContainers",
+                Role::Main => "containers",
+                Role::Ephemeral => "ephemeralContainers",
+            };
             format!("spec.{list}{{{name}}}")
         });
         self.events.push(Event { kind, reason, message, field_path });

@@ -3,7 +3,9 @@
 //! Wire types stop here. A [`PodSpec`] holds no impossible value: quantities are numbers, durations are
 //! [`Duration`], enumerations are enums, names are checked. Fields follow `k8s.io/api/core/v1`.
 
+use crate::objects::{ObjectName, TokenRequest};
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// A validated pod. `PodSpec::from_api` (module `admission`) is the only way to make one from a manifest.
@@ -32,6 +34,10 @@ pub struct PodSpec {
     pub dns: Dns,
     pub init_containers: Vec<ContainerSpec>,
     pub containers: Vec<ContainerSpec>,
+    /// Added to a pod that is there already, to look into it; without resources and probes, never started again.
+    pub ephemeral_containers: Vec<ContainerSpec>,
+    /// Conditions that others set, and that must hold before the pod is ready.
+    pub readiness_gates: Vec<String>,
     pub volumes: Vec<Volume>,
     pub security: PodSecurity,
     pub qos: QosClass,
@@ -94,11 +100,15 @@ pub enum DnsPolicy {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ContainerSpec {
     pub name: String,
+    /// Of an ephemeral container: whose processes it sees (`targetContainerName`).
+    pub target: Option<String>,
     pub image: String,
     pub pull_policy: PullPolicy,
     /// Overrides the image's entrypoint when not empty; `$(VAR)` not yet expanded.
     pub command: Vec<String>,
     pub args: Vec<String>,
+    /// Whole objects as variables, in order, before `env`.
+    pub env_from: Vec<EnvFrom>,
     /// In order; `$(VAR)` not yet expanded.
     pub env: Vec<EnvVar>,
     pub working_dir: Option<String>,
@@ -133,8 +143,48 @@ pub struct EnvVar {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EnvValue {
     Literal(String),
-    /// `valueFrom.fieldRef.fieldPath`, such as `metadata.name` or `status.podIP`.
+    /// `valueFrom`.
+    From(EnvSource),
+}
+
+/// `valueFrom`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EnvSource {
+    /// `fieldRef.fieldPath`, such as `metadata.name` or `status.podIP`.
     Field(String),
+    /// `resourceFieldRef`.
+    Resource(ResourceField),
+    /// `configMapKeyRef`, `secretKeyRef`.
+    Key { object: ObjectName, key: String, optional: bool },
+}
+
+/// One entry of `envFrom`: every value of an object is a variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnvFrom {
+    pub prefix: String,
+    pub object: ObjectName,
+    pub optional: bool,
+}
+
+/// A request or limit of a container, divided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceField {
+    /// The container that has the variable when `None`.
+    pub container: Option<String>,
+    pub resource: Resource,
+    /// In thousandths for CPU, in bytes for the others.
+    pub divisor: NonZeroU64,
+}
+
+/// `resourceFieldRef.resource`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    CpuLimit,
+    CpuRequest,
+    MemoryLimit,
+    MemoryRequest,
+    EphemeralStorageLimit,
+    EphemeralStorageRequest,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,8 +222,64 @@ pub struct Volume {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VolumeSource {
-    EmptyDir { medium: Medium, size_limit_bytes: Option<u64> },
-    HostPath { path: String, kind: HostPathType },
+    EmptyDir {
+        medium: Medium,
+        size_limit_bytes: Option<u64>,
+    },
+    HostPath {
+        path: String,
+        kind: HostPathType,
+    },
+    /// `configMap`, `secret`, `downwardAPI`, each alone, and `projected`.
+    Projected(Projected),
+}
+
+/// A volume whose files the board writes, and containers only read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Projected {
+    /// In order: of two files at one path the later is there.
+    pub sources: Vec<Projection>,
+    pub default_mode: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Projection {
+    /// All values of an object, or those that `items` names.
+    Object {
+        object: ObjectName,
+        items: Option<Vec<KeyToPath>>,
+        optional: bool,
+    },
+    DownwardApi {
+        items: Vec<DownwardFile>,
+    },
+    ServiceAccountToken {
+        request: TokenRequest,
+        path: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyToPath {
+    pub key: String,
+    /// Relative, without `..`; checked at admission.
+    pub path: String,
+    pub mode: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DownwardFile {
+    /// Relative, without `..`; checked at admission.
+    pub path: String,
+    pub value: DownwardValue,
+    pub mode: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DownwardValue {
+    /// `fieldRef.fieldPath`.
+    Field(String),
+    Resource(ResourceField),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,9 +25,13 @@ use crate::layout::Layout;
 use crate::names::{self, HostNames};
 use crate::net::{HostPort, Network, NetworkConfig};
 use crate::shim_client::{self, ShimClient, ShimEvent, SpawnShim};
+use crate::volume::Payloads;
 use crate::{sandbox, volume};
 use claim::{Claim, claim};
+use coracle_pod::downward::{Allocatable, PodFacts};
+use coracle_pod::objects::Objects;
 use coracle_pod::observed::{BootId, Capacity, ImageState, InstanceId, Now, Reason, Stamp};
+use coracle_pod::payload;
 use coracle_pod::spec::{PodSpec, PodUid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -290,8 +294,9 @@ impl Board {
     pub async fn create_sandbox(
         self: &Arc<Board>,
         pod: &Arc<PodSpec>,
+        objects: &Objects,
     ) -> Result<(Vec<IpAddr>, ShimClient, mpsc::Receiver<ShimEvent>), ActionError> {
-        match self.make_sandbox(pod).await {
+        match self.make_sandbox(pod, objects).await {
             Ok(made) => Ok(made),
             Err(error) => match self.stop_sandbox(pod).await {
                 Ok(()) => Err(error),
@@ -306,14 +311,16 @@ impl Board {
     async fn make_sandbox(
         self: &Arc<Board>,
         pod: &Arc<PodSpec>,
+        objects: &Objects,
     ) -> Result<(Vec<IpAddr>, ShimClient, mpsc::Receiver<ShimEvent>), ActionError> {
         let failed = Reason::FailedCreatePodSandBox;
         let (board, spec) = (self.clone(), pod.clone());
         blocking(move || board.tree.create_pod(&spec, board.settings.pids_max))
             .await
             .map_err(because(failed))?;
-        let (board, spec) = (self.clone(), pod.clone());
-        let (ips, shim) = tokio::join!(blocking(move || board.make_namespaces(&spec)), self.spawn_shim(pod));
+        let (board, spec, files) = (self.clone(), pod.clone(), self.payloads(pod, objects)?);
+        let (ips, shim) =
+            tokio::join!(blocking(move || board.make_namespaces(&spec, &files)), self.spawn_shim(pod));
         let ips = ips?;
         let (client, events) = shim.map_err(because(failed))?;
         let layout = &self.settings.layout;
@@ -330,10 +337,49 @@ impl Board {
         Ok((ips, client, events))
     }
 
-    fn make_namespaces(&self, pod: &PodSpec) -> Result<Vec<IpAddr>, ActionError> {
+    /// Writes what has changed in volumes that the board writes. The pod's sandbox is there.
+    pub async fn update_volumes(
+        self: &Arc<Board>,
+        pod: &Arc<PodSpec>,
+        objects: &Objects,
+    ) -> Result<(), ActionError> {
+        let (board, spec, files) = (self.clone(), pod.clone(), self.payloads(pod, objects)?);
+        blocking(move || volume::write(&board.settings.layout, &spec, &files))
+            .await
+            .map_err(because(Reason::FailedMount))
+    }
+
+    fn payloads(&self, pod: &PodSpec, objects: &Objects) -> Result<Payloads, ActionError> {
+        let files = payload::payloads(pod, objects, &self.facts(Vec::new()));
+        let files = files.into_iter().map(|(volume, files)| match files {
+            Ok(files) => Ok((volume, files)),
+            Err(error) => Err(ActionError {
+                reason: Reason::FailedMount,
+                message: format!("MountVolume.SetUp failed for volume {volume:?} : {error}"),
+            }),
+        });
+        files.collect()
+    }
+
+    /// For the downward API.
+    pub fn facts(&self, pod_ips: Vec<IpAddr>) -> PodFacts {
+        let capacity = self.capacity();
+        PodFacts {
+            node_name: self.settings.node_name.clone(),
+            host_ips: self.host_ips(),
+            pod_ips,
+            allocatable: Allocatable {
+                cpu_millis: capacity.cpu_millis,
+                memory_bytes: capacity.memory_bytes,
+                ephemeral_storage_bytes: disk_bytes(&self.settings.layout.data),
+            },
+        }
+    }
+
+    fn make_namespaces(&self, pod: &PodSpec, files: &Payloads) -> Result<Vec<IpAddr>, ActionError> {
         let layout = &self.settings.layout;
         let failed = Reason::FailedCreatePodSandBox;
-        volume::set_up(layout, pod).map_err(because(Reason::FailedMount))?;
+        volume::set_up(layout, pod, files).map_err(because(Reason::FailedMount))?;
         let names = self.host_names();
         sandbox::create(layout, pod, &names::hostname(pod, &names)).map_err(because(failed))?;
         let ips = match sandbox::namespace(layout, pod, "net") {
@@ -476,6 +522,11 @@ fn host_ports(pod: &PodSpec) -> Vec<HostPort> {
         })
     });
     mapped.collect()
+}
+
+/// Of the file system that pods write to; 0 when it does not say.
+fn disk_bytes(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize)).unwrap_or(0)
 }
 
 fn boottime() -> Duration {

@@ -10,9 +10,13 @@
 use crate::image::{Image, overlay};
 use crate::layout::{Layout, instance_name};
 use crate::oci::{self, Bind, Device};
-use crate::process::{self, Identity, PodFacts, ProcessError};
+use crate::process::{self, Identity, ProcessError};
 use crate::rt::FILTER;
+use crate::rt::exec::start_ticks;
 use crate::{sandbox, volume};
+use coracle_pod::downward::PodFacts;
+use coracle_pod::environment::variables;
+use coracle_pod::objects::Objects;
 use coracle_pod::observed::{InstanceId, Reason};
 use coracle_pod::spec::{ContainerSpec, PodSpec, PodUid};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
@@ -71,6 +75,10 @@ pub struct Surroundings<'a> {
     pub image: &'a Image,
     /// For `fieldRef`.
     pub facts: &'a PodFacts,
+    /// For variables of ConfigMaps and Secrets.
+    pub objects: &'a Objects,
+    /// The process whose pid namespace it joins: its pid, and field 22 of its `/proc/PID/stat`.
+    pub target: Option<(i32, u64)>,
     /// `HOSTNAME`, unless image or pod set another.
     pub hostname: &'a str,
     /// Its cgroup.
@@ -109,7 +117,7 @@ pub fn prepare(
         message: format!("mount the root file system: {e}"),
     })?;
     let config = around.image.config.config().clone().unwrap_or_default();
-    let (own, known) = process::variables(pod, container, around.facts)?;
+    let (own, known) = variables(pod, container, around.objects, around.facts).map_err(ProcessError::from)?;
     let identity = process::identity(pod, container, &config, &rootfs)?;
     let args = process::arguments(container, &config, &known)?;
     let cwd = container.working_dir.clone().or_else(|| config.working_dir().clone()).unwrap_or_default();
@@ -125,6 +133,11 @@ pub fn prepare(
     for bind in &binds {
         clear_way(&rootfs, &bind.destination).map_err(failed("make way for a mount in", &rootfs))?;
     }
+    let shared_pid = match around.target {
+        _ if pod.share_process_namespace => Some(layout.pod_run(&pod.uid).join("pid")),
+        Some(process) => Some(hold_pid_namespace(process, &bundle.join("target-pid"))?),
+        None => None,
+    };
     let namespace = |name| sandbox::namespace(layout, pod, name);
     let spec = oci::spec(&oci::Input {
         pod,
@@ -140,7 +153,7 @@ pub fn prepare(
         net: namespace("net"),
         ipc: namespace("ipc"),
         uts: namespace("uts"),
-        shared_pid: pod.share_process_namespace.then(|| layout.pod_run(&pod.uid).join("pid")),
+        shared_pid,
         binds,
         devices: if container.security.privileged { host_devices(Path::new("/dev")) } else { Vec::new() },
         oom_score_adj: around.oom_score_adj,
@@ -161,6 +174,19 @@ pub fn prepare(
         fs::write(&path, bytes).map_err(failed("write", &path))?;
     }
     Ok(about)
+}
+
+/// Pins the pid namespace of a process by a bind mount, and only then makes sure that the process is still the one that
+/// was meant: a pid may be another's by now.
+fn hold_pid_namespace((pid, ticks): (i32, u64), file: &Path) -> Result<PathBuf, PrepareError> {
+    File::create(file).map_err(failed("create", file))?;
+    let namespace = PathBuf::from(format!("/proc/{pid}/ns/pid"));
+    let held = mount(Some(&namespace), file, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+    held.map_err(io::Error::from).map_err(failed("hold the pid namespace of the target at", file))?;
+    if start_ticks(pid) != Some(ticks) {
+        return Err(failed("hold the pid namespace of the target at", file)(io::ErrorKind::NotFound.into()));
+    }
+    Ok(file.into())
 }
 
 /// Unmounts and removes the bundle, libcontainer's state and the writable layer. Idempotent; blocking.
@@ -231,7 +257,8 @@ fn binds(
             })?;
             source = target;
         }
-        list.push(Bind { source, destination: mount.mount_path.clone(), read_only: mount.read_only });
+        let read_only = mount.read_only || volume::is_read_only(volume);
+        list.push(Bind { source, destination: mount.mount_path.clone(), read_only });
     }
     // Parents before children, whatever order the manifest has: a volume at /etc does not hide our /etc/hosts. Of two
     // at one place the volume is the later, and so on top.

@@ -3,14 +3,15 @@
 //! Pure but for [`identity`], which reads `/etc/passwd` and `/etc/group` of the container's root without ever
 //! leaving it (`openat2` with `RESOLVE_IN_ROOT`).
 
-use coracle_pod::spec::{ContainerSpec, EnvValue, PodSpec};
+use coracle_pod::environment::{STRINGS_BYTES_MAX, expand, take};
+use coracle_pod::objects::ValueError;
+use coracle_pod::spec::{ContainerSpec, PodSpec};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::signal::Signal;
 use oci_spec::image::Config;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -22,12 +23,6 @@ const ACCOUNT_FILE_BYTES_MAX: u64 = 1 << 20;
 /// The highest user or group id, as runc and containerd have it. The kernel reads the very highest, 4294967295, as
 /// "leave it as it is": a process that is to become that user stays root. setresuid(2).
 const ID_MAX: u32 = i32::MAX.unsigned_abs();
-
-/// One string of an argument or environment list, its end included: the kernel's `MAX_ARG_STRLEN`, execve(2).
-const STRING_BYTES_MAX: usize = 128 * 1024;
-/// Both lists together: the kernel takes no more, whatever the limit of the stack is, execve(2). Eight variables that
-/// name each other ten times over are a hundred gigabytes, so nothing is built that it would refuse.
-const STRINGS_BYTES_MAX: usize = 6 << 20;
 
 /// A container whose process cannot be made out: the kubelet's `CreateContainerConfigError`.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -52,12 +47,9 @@ pub enum ProcessError {
     /// The image's group is not in its group file.
     #[error("unable to find group {0}: no matching entries in the image's group file")]
     UnknownGroup(String),
-    /// A string, or all of them, beyond what execve(2) takes.
-    #[error("{0} is too long for the kernel once expanded: a string holds 128 KiB, all of them 6 MiB")]
-    TooLong(String),
-    /// `valueFrom.fieldRef` of a field that does not exist.
-    #[error("couldn't find {0} for environment variable {1}")]
-    Field(String, String),
+    /// A variable that cannot be had.
+    #[error(transparent)]
+    Value(#[from] ValueError),
 }
 
 /// Who a process is.
@@ -74,17 +66,6 @@ pub struct Identity {
     pub home: String,
 }
 
-/// Facts of the pod that only its sandbox knows, for `fieldRef`.
-#[derive(Clone, Debug, Default)]
-pub struct PodFacts {
-    /// The node's name.
-    pub node_name: String,
-    /// The node's address.
-    pub host_ip: Option<IpAddr>,
-    /// The pod's addresses.
-    pub pod_ips: Vec<IpAddr>,
-}
-
 /// Entrypoint and arguments: Kubernetes' rules for `command` and `args` over the image's.
 pub fn arguments(
     container: &ContainerSpec,
@@ -95,7 +76,7 @@ pub fn arguments(
     let mut room = STRINGS_BYTES_MAX;
     let mut expand_all = |what: &str, list: &[String]| -> Result<Vec<String>, ProcessError> {
         let mut expanded = |text: &String| take(&mut room, expand(text, variables));
-        let too_long = || ProcessError::TooLong(what.into());
+        let too_long = || ProcessError::Value(ValueError::TooLong(what.into()));
         list.iter().map(|text| expanded(text).ok_or_else(too_long)).collect()
     };
     let (mut command, arguments) = match (container.command.is_empty(), container.args.is_empty()) {
@@ -105,30 +86,6 @@ pub fn arguments(
     };
     command.extend(arguments);
     if command.is_empty() { Err(ProcessError::NoCommand) } else { Ok(command) }
-}
-
-/// Name and value.
-pub type Variable = (String, String);
-
-/// The pod's own variables in order, expanded: those that `$(VAR)` in `command` and `args` may name.
-pub fn variables(
-    pod: &PodSpec,
-    container: &ContainerSpec,
-    facts: &PodFacts,
-) -> Result<(Vec<Variable>, BTreeMap<String, String>), ProcessError> {
-    let (mut ordered, mut known) = (Vec::new(), BTreeMap::new());
-    let mut room = STRINGS_BYTES_MAX;
-    for variable in &container.env {
-        let value = match &variable.value {
-            EnvValue::Literal(text) => take(&mut room, expand(text, &known))
-                .ok_or_else(|| ProcessError::TooLong(format!("environment variable {}", variable.name)))?,
-            EnvValue::Field(path) => field(pod, facts, path)
-                .ok_or_else(|| ProcessError::Field(path.clone(), variable.name.clone()))?,
-        };
-        known.insert(variable.name.clone(), value.clone());
-        ordered.push((variable.name.clone(), value));
-    }
-    Ok((ordered, known))
 }
 
 /// `KEY=value` lines: the image's, HOSTNAME, the pod's over them; PATH and HOME are always there.
@@ -157,42 +114,6 @@ pub fn environment(
     list.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
-/// `text` if there is room for it, which then is smaller.
-fn take(room: &mut usize, text: Option<String>) -> Option<String> {
-    let text = text?;
-    *room = room.checked_sub(text.len() + 1)?;
-    Some(text)
-}
-
-/// `$(VAR)` by the variables before it, `$$` for a dollar; an unknown name stays as written. `None` when the result is
-/// longer than any process can be given. Kubernetes: third_party/forked/golang/expansion.
-pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> Option<String> {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('$') {
-        if out.len() + at >= STRING_BYTES_MAX {
-            return None;
-        }
-        out.push_str(&rest[..at]);
-        let after = &rest[at + 1..];
-        if let Some(tail) = after.strip_prefix('$') {
-            out.push('$');
-            rest = tail;
-        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|t| t.split_once(')')) {
-            match variables.get(name) {
-                Some(value) => out.push_str(value),
-                None => out.push_str(&rest[at..at + name.len() + 3]),
-            }
-            rest = tail;
-        } else {
-            out.push('$');
-            rest = after;
-        }
-    }
-    out.push_str(rest);
-    Some(out).filter(|out| out.len() < STRING_BYTES_MAX)
-}
-
 /// A signal as an image names it: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`. `None` for one that does not exist.
 pub fn signal_number(text: &str) -> Option<i32> {
     let name = text.trim().to_ascii_uppercase();
@@ -209,28 +130,6 @@ pub fn signal_number(text: &str) -> Option<i32> {
         name.parse().ok().or_else(|| Some(format!("SIG{name}").parse::<Signal>().ok()? as i32))
     };
     number.filter(|number| (1..=libc::SIGRTMAX()).contains(number))
-}
-
-fn field(pod: &PodSpec, facts: &PodFacts, path: &str) -> Option<String> {
-    let subscript = |prefix: &str| path.strip_prefix(prefix)?.strip_suffix("']");
-    if let Some(key) = subscript("metadata.labels['") {
-        return Some(pod.labels.get(key).cloned().unwrap_or_default());
-    }
-    if let Some(key) = subscript("metadata.annotations['") {
-        return Some(pod.annotations.get(key).cloned().unwrap_or_default());
-    }
-    let ips = || facts.pod_ips.iter().map(ToString::to_string).collect::<Vec<_>>();
-    Some(match path {
-        "metadata.name" => pod.name.clone(),
-        "metadata.namespace" => pod.namespace.clone(),
-        "metadata.uid" => pod.uid.0.clone(),
-        "spec.nodeName" => facts.node_name.clone(),
-        "spec.serviceAccountName" => pod.service_account_name.clone(),
-        "status.hostIP" | "status.hostIPs" => facts.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
-        "status.podIP" => ips().into_iter().next().unwrap_or_default(),
-        "status.podIPs" => ips().join(","),
-        _ => return None,
-    })
 }
 
 /// Who the container runs as: `runAsUser`/`runAsGroup` over the image's `USER`, looked up in the image's files.
@@ -336,54 +235,6 @@ mod tests {
         for nonsense in ["", "0", "-9", "65", "SIGNAL", "SIGRTMIN+99", "SIGRTMIN+99999999999"] {
             check(nonsense, None);
         }
-    }
-
-    #[test]
-    fn variables_expand_as_in_kubernetes() {
-        let known: BTreeMap<String, String> =
-            [("A".into(), "1".into()), ("B_C".into(), "x$(A)".into())].into();
-        let check = |text: &str, expected: &str| {
-            assert_eq!(expand(text, &known).as_deref(), Some(expected), "{text}")
-        };
-        check("", "");
-        check("$(A)", "1");
-        check("a$(A)b$(B_C)", "a1bx$(A)");
-        check("$$(A)", "$(A)");
-        check("$$$(A)", "$1");
-        check("$(MISSING)", "$(MISSING)");
-        check("$(A", "$(A");
-        check("$", "$");
-        check("$A $(A)$", "$A 1$");
-        check("ü$(A)ß", "ü1ß");
-    }
-
-    /// Guards against an agent that built strings of a hundred gigabytes, was killed for it, and began anew.
-    #[test]
-    fn variables_that_multiply_are_refused_before_they_are_built() {
-        let variable = |name: char, value: &str| format!("{{\"name\": \"{name}\", \"value\": \"{value}\"}}");
-        let check = |own: &[String], expected: Option<&str>| {
-            let container = format!(
-                "{{\"name\": \"web\", \"image\": \"i:1\", \"command\": [\"x\"], \"env\": [{}]}}",
-                own.join(", ")
-            );
-            let text = format!(
-                "{{\"metadata\": {{\"name\": \"web\", \"uid\": \"u\"}}, \"spec\": {{\"containers\": [{container}]}}}}"
-            );
-            let pod = PodSpec::from_api(&serde_json::from_str(&text).unwrap()).unwrap();
-            let found = variables(&pod, &pod.containers[0], &PodFacts::default()).map(drop);
-            assert_eq!(found.map_err(|e| e.to_string()).err().as_deref().map(|e| &e[..22]), expected);
-        };
-        let mut bomb = vec![variable('A', &"x".repeat(1000))];
-        bomb.extend(
-            ('B'..='I').zip('A'..).map(|(name, inner)| variable(name, &format!("$({inner})").repeat(10))),
-        );
-        check(&bomb[..3], None);
-        check(&bomb, Some("environment variable D"));
-        // Each is short enough, and all of them are not.
-        let mut many = vec![variable('A', &"x".repeat(100_000))];
-        many.extend(('B'..='Z').chain('a'..='z').chain('A'..='Z').map(|name| variable(name, "$(A)")));
-        check(&many[..50], None);
-        check(&many, Some("environment variable K"));
     }
 
     #[test]

@@ -1,12 +1,17 @@
-//! Volumes of one pod on this board: `emptyDir` and `hostPath`.
+//! Volumes of one pod on this board: `emptyDir`, `hostPath`, and those whose files the board writes ([`atomic`]).
 //!
+//! The latter lie in a tmpfs each, whatever they hold: a secret never reaches the flash, and a change costs it nothing.
 //! Every volume ends as one directory or file on the host that is then bind-mounted into containers. What is
 //! made here is undone by [`remove_all`]; both are idempotent. A `hostPath` is the owner's: it is checked, made
 //! where its type says so, and never removed.
 
+mod atomic;
+
 use crate::layout::Layout;
+use coracle_pod::payload::{PAYLOAD_BYTES_MAX, Payload};
 use coracle_pod::spec::{HostPathType, Medium, PodSpec, PodUid, Volume, VolumeSource};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
@@ -40,8 +45,11 @@ pub enum VolumeError {
     },
 }
 
+/// What the volumes hold whose files the board writes, by the volume's name.
+pub type Payloads = BTreeMap<String, Payload>;
+
 /// Makes every volume of `pod` and returns nothing: [`host_path`] tells where each one is. Blocking; idempotent.
-pub fn set_up(layout: &Layout, pod: &PodSpec) -> Result<(), VolumeError> {
+pub fn set_up(layout: &Layout, pod: &PodSpec, payloads: &Payloads) -> Result<(), VolumeError> {
     for volume in &pod.volumes {
         let path = host_path(layout, &pod.uid, volume);
         let failed = |source| VolumeError::Io { volume: volume.name.clone(), path: path.clone(), source };
@@ -54,15 +62,46 @@ pub fn set_up(layout: &Layout, pod: &PodSpec) -> Result<(), VolumeError> {
                 own_empty_dir(&path, pod.security.fs_group).map_err(failed)?;
             }
             VolumeSource::HostPath { kind, .. } => check_host_path(&volume.name, &path, *kind)?,
+            VolumeSource::Projected(_) => {
+                fs::create_dir_all(&path).map_err(failed)?;
+                if !is_mount_point(&path).map_err(failed)? {
+                    // Two states at once, for the moment of the change, and what directories take.
+                    mount_tmpfs(&path, Some(3 * PAYLOAD_BYTES_MAX as u64)).map_err(failed)?;
+                }
+                own_empty_dir(&path, pod.security.fs_group).map_err(failed)?;
+            }
         }
     }
+    write(layout, pod, payloads)
+}
+
+/// Writes what has changed in volumes that the board writes. They were set up. Blocking; idempotent.
+pub fn write(layout: &Layout, pod: &PodSpec, payloads: &Payloads) -> Result<(), VolumeError> {
+    for volume in &pod.volumes {
+        let Some(files) = payloads.get(&volume.name) else { continue };
+        let path = host_path(layout, &pod.uid, volume);
+        let failed = |source| VolumeError::Io { volume: volume.name.clone(), path: path.clone(), source };
+        // Without its tmpfs (a reboot in between) nothing may be written in its place, on flash.
+        if !is_mount_point(&path).map_err(failed)? {
+            return Err(failed(io::Error::other("its tmpfs is not mounted")));
+        }
+        let written = atomic::write(&path, files, pod.security.fs_group).map_err(failed)?;
+        tracing::debug!(uid = pod.uid.0, volume = volume.name, written, "files of a volume are as wanted");
+    }
     Ok(())
+}
+
+/// Whether containers may only read it, whatever their mounts say.
+pub fn is_read_only(volume: &Volume) -> bool {
+    matches!(volume.source, VolumeSource::Projected(_))
 }
 
 /// Where `volume` lies on the host.
 pub fn host_path(layout: &Layout, uid: &PodUid, volume: &Volume) -> PathBuf {
     match &volume.source {
-        VolumeSource::EmptyDir { .. } => layout.pod_data(uid).join("volumes").join(&volume.name),
+        VolumeSource::EmptyDir { .. } | VolumeSource::Projected(_) => {
+            layout.pod_data(uid).join("volumes").join(&volume.name)
+        }
         VolumeSource::HostPath { path, .. } => path.into(),
     }
 }

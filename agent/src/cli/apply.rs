@@ -1,23 +1,24 @@
 //! `apply` and `delete`.
 
 use super::client::{Client, ServerError, encode};
-use super::pods::{all, names as bare_names};
+use super::pods::{all, deletable};
 use super::table;
 use crate::request::Kind;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use coracle_api::manifest::{self, Object};
 use hyper::Method;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
-    /// Pod names.
+    /// Pod names; with a type before them, as in `secret NAME` and `configmap/NAME`, others.
     #[arg(value_name = "NAME", required_unless_present_any = ["filename", "all"])]
     names: Vec<String>,
-    /// Manifest file of pods and secrets, directory of them, or - for standard input.
+    /// Manifest file of pods, configmaps and secrets, directory of them, or - for standard input.
     #[arg(short, long)]
     filename: Vec<PathBuf>,
     /// Every pod of the namespace that `coracle apply` made.
@@ -75,7 +76,7 @@ async fn apply_file(client: &Client, file: &Path) -> Result<()> {
     };
     let items = answer["items"].as_array().cloned().unwrap_or_default();
     if items.is_empty() {
-        bail!("no objects passed to apply: {} holds no pod and no secret", file.display());
+        bail!("no objects passed to apply: {} holds no pod, no configmap and no secret", file.display());
     }
     for item in items {
         let word = |key: &str| item[key].as_str().unwrap_or_default().to_string();
@@ -85,17 +86,15 @@ async fn apply_file(client: &Client, file: &Path) -> Result<()> {
 }
 
 pub(super) async fn delete(client: &Client, delete: &Delete) -> Result<()> {
-    let named = bare_names(&delete.names)?;
+    let named = deletable(&delete.names)?.into_iter();
     let mut targets: Vec<(Kind, String, String)> =
-        named.into_iter().map(|n| (Kind::Pod, delete.namespace.clone(), n)).collect();
+        named.map(|(kind, name)| (kind, delete.namespace.clone(), name)).collect();
     for file in files(&delete.filename)? {
         for object in manifest::objects(&read(&file)?).with_context(|| format!("{}", file.display()))? {
             targets.push(match object {
-                Object::Pod(pod) => {
-                    let namespace = pod.metadata.namespace.unwrap_or_else(|| "default".into());
-                    (Kind::Pod, namespace, pod.metadata.name.unwrap_or_default())
-                }
-                Object::Secret(secret) => (Kind::Secret, secret.namespace, secret.name),
+                Object::Pod(pod) => target(Kind::Pod, pod.metadata),
+                Object::ConfigMap(map) => target(Kind::ConfigMap, map.metadata),
+                Object::Secret(secret) => target(Kind::Secret, secret.0.metadata),
             });
         }
     }
@@ -145,6 +144,11 @@ pub(super) async fn delete(client: &Client, delete: &Delete) -> Result<()> {
         gone(client, uids).await?;
     }
     failed.map_or(Ok(()), |refused| Err(refused.into()))
+}
+
+fn target(kind: Kind, meta: ObjectMeta) -> (Kind, String, String) {
+    let namespace = meta.namespace.filter(|namespace| !namespace.is_empty());
+    (kind, namespace.unwrap_or_else(|| "default".into()), meta.name.unwrap_or_default())
 }
 
 /// Follows the watch until none of `uids` is there any more.

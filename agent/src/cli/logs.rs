@@ -60,7 +60,9 @@ pub(super) async fn logs(client: &Client, flags: &Logs) -> Result<()> {
             if flags.all_containers {
                 let spec = pod.spec.unwrap_or_default();
                 let inits = spec.init_containers.unwrap_or_default();
-                inits.into_iter().chain(spec.containers).map(|c| c.name).collect()
+                let ephemeral = spec.ephemeral_containers.unwrap_or_default();
+                let names = inits.into_iter().chain(spec.containers).map(|c| c.name);
+                names.chain(ephemeral.into_iter().map(|c| c.name)).collect()
             } else {
                 vec![default_container(&pod)?]
             }

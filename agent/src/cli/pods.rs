@@ -1,6 +1,7 @@
 //! Pods as the command line names them, and how their state is told: shared by the verbs.
 
 use super::client::Client;
+use crate::request::Kind;
 use anyhow::{Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use std::io::Write;
@@ -20,6 +21,36 @@ pub(super) fn names(words: &[String]) -> Result<Vec<String>> {
         }
     };
     words.iter().map(bare).collect()
+}
+
+/// Kinds and names of things that can be deleted: as [`names`], also `secret pins` and `configmap/crew`.
+pub(super) fn deletable(words: &[String]) -> Result<Vec<(Kind, String)>> {
+    let kind_of = |word: &str| match word {
+        "pod" | "pods" | "po" => Some(Kind::Pod),
+        "configmap" | "configmaps" | "cm" => Some(Kind::ConfigMap),
+        "secret" | "secrets" => Some(Kind::Secret),
+        _ => None,
+    };
+    let (kind, words) = match words.split_first() {
+        // A lone word is a pod's name, whatever it is: `delete secret` says which pod, as it always has.
+        Some((first, rest)) if !rest.is_empty() && kind_of(first).is_some() => (kind_of(first), rest),
+        _ => (None, words),
+    };
+    let typed = |word: &String| match word.split_once('/') {
+        None => Ok((kind.unwrap_or(Kind::Pod), word.clone())),
+        Some(_) if kind.is_some() => {
+            bail!(
+                "there is no need to specify a resource type as a separate argument when passing arguments in resource/name form"
+            )
+        }
+        Some((word, name)) => match kind_of(word) {
+            Some(kind) => Ok((kind, name.to_string())),
+            None => bail!(
+                "the server doesn't have a resource type \"{word}\": a standalone board has pods, configmaps and secrets"
+            ),
+        },
+    };
+    words.iter().map(typed).collect()
 }
 
 /// The one name that a verb takes, and the words after it.
@@ -160,6 +191,23 @@ mod tests {
         check(&["pod", "web", "db"], Ok(&["web", "db"]));
         check(&["po/web", "pods/db"], Ok(&["web", "db"]));
         check(&["deploy/web"], Err("resource type \"deploy\""));
+        let delete = |words: &[&str], expected: Result<&[(Kind, &str)], &str>| {
+            let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+            match (deletable(&words), expected) {
+                (Ok(found), Ok(expected)) => {
+                    let found: Vec<_> = found.iter().map(|(kind, name)| (*kind, name.as_str())).collect();
+                    assert_eq!(found, expected);
+                }
+                (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+                (found, _) => panic!("{words:?}: {found:?}"),
+            }
+        };
+        delete(&["web", "db"], Ok(&[(Kind::Pod, "web"), (Kind::Pod, "db")]));
+        delete(&["secret", "pins", "keys"], Ok(&[(Kind::Secret, "pins"), (Kind::Secret, "keys")]));
+        delete(&["cm/crew", "pod/web"], Ok(&[(Kind::ConfigMap, "crew"), (Kind::Pod, "web")]));
+        delete(&["secret"], Ok(&[(Kind::Pod, "secret")]));
+        delete(&["secret", "secret/a"], Err("no need to specify a resource type"));
+        delete(&["deploy/web"], Err("resource type \"deploy\""));
         let one = |words: &[&str]| {
             let words: Vec<String> = words.iter().map(ToString::to_string).collect();
             one_name(&words).map(|(name, rest)| (name, rest.to_vec())).expect("a name")

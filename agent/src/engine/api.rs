@@ -12,16 +12,17 @@
 //! ```
 
 use super::requests::ENDED_MAX;
-use super::{Engine, facts, has_ended};
+use super::{Engine, Row, facts, has_ended};
 use crate::cluster::outbox::MIRROR;
 use crate::cluster::reports::Report;
 use crate::cluster::watch::Delta;
 use crate::record::{PodRecord, Source};
 use crate::request::{Change, ChangeKind};
+use coracle_pod::PodSpec;
 use coracle_pod::spec::PodUid;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tracing::{error, info, warn};
 
@@ -72,14 +73,32 @@ impl Engine {
             }
             return;
         }
-        match self.pods.get(&uid).map(|entry| &entry.record) {
+        let conditions = status.conditions.clone().unwrap_or_default();
+        self.take_in(pod, status, &uid).await;
+        if let Some(entry) = self.pods.get_mut(&uid).filter(|entry| entry.record.source == Source::Api) {
+            // What readiness gates name is set by others, and heard of here alone.
+            let gates = &entry.spec.readiness_gates;
+            let foreign: BTreeMap<String, String> = conditions
+                .into_iter()
+                .filter(|condition| gates.contains(&condition.type_))
+                .map(|condition| (condition.type_, condition.status))
+                .collect();
+            if entry.observed.foreign_conditions != foreign {
+                entry.observed.foreign_conditions = foreign;
+                self.dirty.insert(uid);
+            }
+        }
+    }
+
+    async fn take_in(&mut self, pod: Pod, status: PodStatus, uid: &PodUid) {
+        match self.pods.get(uid).map(|entry| &entry.record) {
             Some(record) if record.source != Source::Api => {
                 error!(uid = uid.0, "a pod of the API server has the uid of a pod of this board: not run");
             }
-            Some(record) if record.pod == pod => self.api_status(&uid, status),
+            Some(record) if record.pod == pod => self.api_status(uid, status),
             Some(_) => {
-                self.api_changed(&uid, pod);
-                self.api_status(&uid, status);
+                self.api_changed(uid, pod);
+                self.api_status(uid, status);
             }
             None if pod.metadata.deletion_timestamp.is_some() => self.api_gone(pod, status),
             None if has_ended(&status) => {}
@@ -122,7 +141,7 @@ impl Engine {
         let Some(entry) = self.pods.get_mut(&uid) else { return };
         // Its predecessor's end frees the name.
         entry.blocked_by = predecessor;
-        self.batch.put(&uid.0, &entry.record);
+        self.save(Row::Pod(uid));
     }
 
     fn may_run(&self, pod: &Pod, predecessor: Option<&PodUid>) -> Result<(), Rejection> {
@@ -187,15 +206,20 @@ impl Engine {
         }
         entry.record.deletion_grace_seconds = grace(&pod).or(entry.record.deletion_grace_seconds);
         entry.record.pod = pod;
+        let told = |spec: &PodSpec| (spec.labels.clone(), spec.annotations.clone());
+        if told(&entry.spec) != told(&spec) {
+            // Files of the downward API show them.
+            entry.files_wanted += 1;
+        }
         entry.spec = Arc::new(spec);
-        self.batch.put(&uid.0, &entry.record);
         self.resource_version += 1;
         entry.resource_version = self.resource_version;
         let change = Change { kind: ChangeKind::Modified, pod: entry.shown() };
         self.tell(&change);
         self.report(uid);
+        self.save(Row::Pod(uid.clone()));
         self.look_at_images_of(uid);
-        self.dirty.insert(uid.clone());
+        self.look_at_objects_of(uid);
     }
 }
 

@@ -66,12 +66,15 @@ impl Engine {
             blocked_by: None,
             probe_sequence: 0,
             resource_version: self.resource_version,
+            objects: Arc::default(),
+            files_wanted: 0,
+            files_written: None,
         };
         info!(namespace = entry.spec.namespace, name = entry.spec.name, uid = uid.0, "pod is known");
         self.tell(&Change { kind: ChangeKind::Added, pod: entry.shown() });
         self.pods.insert(uid.clone(), entry);
         self.look_at_images_of(&uid);
-        self.dirty.insert(uid.clone());
+        self.look_at_objects_of(&uid);
         Ok(uid)
     }
 
@@ -171,7 +174,7 @@ impl Engine {
     pub(super) fn look_at_images_of(&mut self, uid: &PodUid) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
         let spec = entry.spec.clone();
-        for container in spec.containers.iter().chain(&spec.init_containers) {
+        for container in spec.all_containers() {
             entry.observed.images.insert(container.image.clone(), self.board.image_state(&container.image));
         }
     }
@@ -197,13 +200,19 @@ impl Engine {
         let mut listen = None;
         let mut succeeded = true;
         match result {
-            Done::Sandbox { ips, shim, events } => {
+            Done::Sandbox { ips, shim, events, files } => {
+                entry.files_written = Some(files);
+                entry.look_at_files();
                 entry.observed.sandbox = Sandbox::Ready { ips, since: now };
                 entry.observed.residue = true;
                 // The board may have got another address since the pod was first seen.
                 entry.observed.host_ips = self.board.host_ips();
                 entry.shim = Some(shim);
                 listen = Some(events);
+            }
+            Done::Volumes { files } => {
+                entry.files_written = Some(files);
+                entry.look_at_files();
             }
             Done::Stopped => {
                 entry.observed.sandbox = Sandbox::Absent;

@@ -2,6 +2,7 @@
 
 use super::Message;
 use coracle_pod::action::Action;
+use coracle_pod::objects::Objects;
 use coracle_pod::observed::{ImageState, InstanceId, ProbeKey, Reason, Stamp, Verdict};
 use coracle_pod::spec::ContainerSpec;
 use coracle_pod::{ActionKey, PodSpec};
@@ -21,6 +22,11 @@ pub(crate) enum Done {
         ips: Vec<IpAddr>,
         shim: ShimClient,
         events: mpsc::Receiver<ShimEvent>,
+        files: u64,
+    },
+    /// Its volumes hold what was wanted as of this count.
+    Volumes {
+        files: u64,
     },
     Stopped,
     Removed,
@@ -57,6 +63,10 @@ pub(super) struct Task {
     pub ips: Vec<IpAddr>,
     /// For a pull: those of the pod's `imagePullSecrets`.
     pub credentials: Vec<Credential>,
+    /// For volumes and variables.
+    pub objects: Arc<Objects>,
+    /// As of which count of wanted files.
+    pub files: u64,
     pub inbox: mpsc::Sender<Message>,
     pub running: Vec<InstanceId>,
 }
@@ -82,15 +92,20 @@ impl Task {
                 Ok(Done::Image { image, state })
             }
             Action::CreateSandbox => {
-                let (ips, shim, events) = board.create_sandbox(pod).await?;
-                Ok(Done::Sandbox { ips, shim, events })
+                let (ips, shim, events) = board.create_sandbox(pod, &self.objects).await?;
+                Ok(Done::Sandbox { ips, shim, events, files: self.files })
+            }
+            Action::UpdateVolumes => {
+                board.update_volumes(pod, &self.objects).await?;
+                Ok(Done::Volumes { files: self.files })
             }
             Action::StopSandbox => board.stop_sandbox(pod).await.map(|()| Done::Stopped),
             Action::RemovePod => board.remove_pod(&pod.uid).await.map(|()| Done::Removed),
             Action::StartContainer { instance } => {
                 let container = self.container(&instance.container)?;
                 let shim = self.shim()?;
-                let (started, about) = board.start(pod, container, &instance, shim, &self.ips).await?;
+                let (started, about) =
+                    board.start(pod, container, &instance, shim, &self.ips, &self.objects).await?;
                 Ok(Done::Started { instance, started, about })
             }
             Action::Signal { instance, signal } => {
@@ -114,7 +129,7 @@ impl Task {
     }
 
     fn container(&self, name: &str) -> Result<&ContainerSpec, ActionError> {
-        let mut all = self.spec.init_containers.iter().chain(&self.spec.containers);
+        let mut all = self.spec.all_containers();
         all.find(|c| c.name == name).ok_or_else(|| ActionError {
             reason: Reason::CreateContainerConfigError,
             message: format!("the pod has no container {name}"),

@@ -3,15 +3,16 @@
 //! A request that changes something is answered once its change is durable ([`Answer`]); one that only reads is
 //! answered at once.
 
-use super::{Answer, Engine, Entry, WATCH_MAX, facts, secrets};
-use crate::record::{PodRecord, SecretRecord, Source};
+use super::objects::{Key, Origin};
+use super::{Answer, Engine, Entry, Row, WATCH_MAX, facts, objects};
+use crate::record::{ObjectRecord, PodRecord, Source};
 use crate::request::{Applied, Change, ChangeKind, Kind, Outcome, Refusal, Request, Target};
 use crate::sources::{self, FileManifest};
 use coracle_api::manifest::Object;
 use coracle_pod::observed::InstanceState;
 use coracle_pod::spec::PodUid;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -51,10 +52,10 @@ impl Engine {
                     Err(refusal) => answer.send(Err(refusal)).is_ok(),
                 }
             }
-            Request::DeleteSecret { namespace, name, answer } => {
-                match self.delete_secret(&namespace, &name) {
+            Request::DeleteObject { kind, namespace, name, answer } => {
+                match self.delete_object(kind, &namespace, &name) {
                     Ok(()) => {
-                        self.pending.answers.push(Answer::SecretDeleted(answer));
+                        self.pending.answers.push(Answer::ObjectDeleted(answer));
                         true
                     }
                     Err(refusal) => answer.send(Err(refusal)).is_ok(),
@@ -96,7 +97,7 @@ impl Engine {
                 "cannot exec into a container in a completed pod; current phase is {phase}"
             )));
         }
-        let all = || entry.spec.containers.iter().chain(&entry.spec.init_containers);
+        let all = || entry.spec.all_containers();
         let spec = if container.is_empty() {
             entry.spec.containers.first()
         } else {
@@ -126,13 +127,19 @@ impl Engine {
         let mut accepted = Vec::new();
         for object in objects {
             accepted.push(match object {
-                Object::Secret(secret) => Accepted::Secret(secrets::admit(&secret, source)?),
+                Object::ConfigMap(map) => Accepted::Object(objects::admit_config_map(&map, source)?),
+                Object::Secret(secret) => Accepted::Object(objects::admit_secret(&secret.0, source)?),
                 Object::Pod(mut pod) => {
                     pod.metadata.namespace.get_or_insert_with(|| "default".into());
                     pod.status = None;
                     pod.metadata.uid = Some(sources::uid(&pod, source));
                     let name = pod.metadata.name.clone().unwrap_or_default();
-                    facts::admit(&pod).map_err(|message| Refusal::invalid(Kind::Pod, &name, &message))?;
+                    let spec =
+                        facts::admit(&pod).map_err(|message| Refusal::invalid(Kind::Pod, &name, &message))?;
+                    if !spec.token_requests().is_empty() {
+                        let message = "spec.volumes: Forbidden: serviceAccountToken needs an API server, and this pod comes from none";
+                        return Err(Refusal::invalid(Kind::Pod, &name, message));
+                    }
                     Accepted::Pod(pod)
                 }
             });
@@ -140,12 +147,12 @@ impl Engine {
         let mut applied = Vec::new();
         for object in accepted {
             let (kind, (namespace, name), outcome) = match object {
-                Accepted::Secret(record) => {
-                    let key = (record.namespace.clone(), record.name.clone());
-                    (Kind::Secret, key, self.place_secret(record)?)
+                Accepted::Object(record) => {
+                    let (kind, key) = (record.kind, (record.namespace.clone(), record.name.clone()));
+                    (kind, key, self.place_object(record)?)
                 }
                 Accepted::Pod(pod) => {
-                    let (namespace, name) = names(&pod);
+                    let (namespace, name) = names(&pod.metadata);
                     let outcome = self.place(&namespace, &name, *pod, source).await?;
                     (Kind::Pod, (namespace, name), outcome)
                 }
@@ -193,9 +200,7 @@ impl Engine {
         if let (Some(old), Some(entry)) = (existing.clone(), self.pods.get_mut(&uid)) {
             entry.blocked_by = Some(old);
         }
-        if let Some(entry) = self.pods.get(&uid) {
-            self.batch.put(&uid.0, &entry.record);
-        }
+        self.save(Row::Pod(uid.clone()));
         match existing {
             Some(old) => {
                 self.mark_deleted(&old, None);
@@ -233,16 +238,16 @@ impl Engine {
             Ok(spec) => entry.spec = Arc::new(spec),
             Err(message) => error!(message, "a running pod no longer passes admission"),
         }
-        self.batch.put(&uid.0, &entry.record);
         self.resource_version += 1;
         entry.resource_version = self.resource_version;
         let change = Change { kind: ChangeKind::Modified, pod: entry.shown() };
         self.tell(&change);
+        self.save(Row::Pod(uid.clone()));
         self.dirty.insert(uid.clone());
     }
 
     pub(super) async fn manifests(&mut self, files: Vec<FileManifest>) {
-        let (mut pods, mut secrets) = (BTreeSet::new(), BTreeSet::new());
+        let (mut pods, mut keyed) = (BTreeSet::new(), BTreeSet::new());
         let mut unreadable = BTreeSet::new();
         let mut readable = Vec::new();
         for file in files {
@@ -254,11 +259,16 @@ impl Engine {
                 }
                 Ok(objects) => {
                     for object in &objects {
+                        let (file, origin) = (file.name.clone(), Origin::Board);
                         match object {
-                            Object::Pod(pod) => pods.insert((file.name.clone(), names(pod))),
+                            Object::Pod(pod) => pods.insert((file, names(&pod.metadata))),
+                            Object::ConfigMap(map) => {
+                                let (namespace, name) = names(&map.metadata);
+                                keyed.insert((file, Key { origin, kind: Kind::ConfigMap, namespace, name }))
+                            }
                             Object::Secret(secret) => {
-                                let key = (secret.namespace.clone(), secret.name.clone());
-                                secrets.insert((file.name.clone(), key))
+                                let (namespace, name) = names(&secret.0.metadata);
+                                keyed.insert((file, Key { origin, kind: Kind::Secret, namespace, name }))
                             }
                         };
                     }
@@ -266,8 +276,8 @@ impl Engine {
                 }
             }
         }
-        // Before the others come: a secret may have moved from one file to another.
-        self.remove_orphaned_secrets(&secrets, &unreadable);
+        // Before the others come: an object may have moved from one file to another.
+        self.remove_orphaned_objects(&keyed, &unreadable);
         for (file, objects) in readable {
             let source = Source::Manifest(file.clone());
             for object in objects {
@@ -303,11 +313,11 @@ impl Engine {
 /// An object that may be placed.
 enum Accepted {
     Pod(Box<Pod>),
-    Secret(SecretRecord),
+    Object(ObjectRecord),
 }
 
 /// Namespace and name.
-fn names(pod: &Pod) -> secrets::Key {
-    let namespace = pod.metadata.namespace.clone().unwrap_or_else(|| "default".into());
-    (namespace, pod.metadata.name.clone().unwrap_or_default())
+fn names(meta: &ObjectMeta) -> (String, String) {
+    let namespace = meta.namespace.clone().filter(|namespace| !namespace.is_empty());
+    (namespace.unwrap_or_else(|| "default".into()), meta.name.clone().unwrap_or_default())
 }

@@ -107,9 +107,12 @@ fn find(pods: Vec<Pod>, namespace: &str, name: &str, container: &str) -> Result<
         p.metadata.name.as_deref() == Some(name) && p.metadata.namespace.as_deref() == Some(namespace)
     };
     let pod = pods.into_iter().find(named).ok_or_else(|| Refusal::not_found(Kind::Pod, name))?;
-    let mut known =
-        pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
-    if known.any(|c| c.name == container) {
+    let known = pod.spec.iter().any(|spec| {
+        let ephemeral = spec.ephemeral_containers.iter().flatten().map(|c| &c.name);
+        let others = spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(|c| &c.name);
+        others.chain(ephemeral).any(|name| name == container)
+    });
+    if known {
         return Ok(pod);
     }
     Err(Refusal::bad_request(format!("container {container} is not valid for pod {name}")))
@@ -155,6 +158,7 @@ fn waiting(pod: &Pod, container: &str) -> Option<String> {
 
 fn state(pod: &Pod, container: &str) -> Option<k8s_openapi::api::core::v1::ContainerState> {
     let status = pod.status.as_ref()?;
-    let lists = [&status.container_statuses, &status.init_container_statuses];
+    let lists =
+        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
     lists.into_iter().flatten().flatten().find(|s| s.name == container)?.state.clone()
 }

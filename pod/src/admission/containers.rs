@@ -2,10 +2,8 @@
 
 use super::field::{Errors, Path, any};
 use super::probes::{Purpose, probe};
-use super::{names, resources, security, volumes};
-use crate::spec::{
-    ContainerPort, ContainerSpec, EnvValue, EnvVar, PodSecurity, Protocol, PullPolicy, Volume,
-};
+use super::{environment, names, resources, security, volumes};
+use crate::spec::{ContainerPort, ContainerSpec, PodSecurity, Protocol, PullPolicy, Volume};
 use k8s_openapi::api::core::v1;
 use std::collections::BTreeSet;
 
@@ -25,6 +23,94 @@ pub(crate) type HostPorts = BTreeSet<(Protocol, String, u16)>;
 pub(crate) enum Role {
     Init,
     Main,
+    Ephemeral,
+}
+
+/// An ephemeral container: a container without what makes a pod last.
+pub(crate) fn ephemeral(
+    errors: &mut Errors,
+    path: &Path,
+    wire: &v1::EphemeralContainer,
+    pod: &PodContext<'_>,
+) -> ContainerSpec {
+    let v1::EphemeralContainer {
+        args,
+        command,
+        env,
+        env_from,
+        image,
+        image_pull_policy,
+        lifecycle,
+        liveness_probe,
+        name,
+        ports,
+        readiness_probe,
+        resize_policy,
+        resources,
+        restart_policy,
+        restart_policy_rules,
+        security_context,
+        startup_probe,
+        stdin,
+        stdin_once,
+        target_container_name: _,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        volume_devices,
+        volume_mounts,
+        working_dir,
+    } = wire;
+    let sub_paths = volume_mounts.iter().flatten().enumerate().flat_map(|(index, mount)| {
+        let path = path.child("volumeMounts").index(index);
+        let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+        [
+            (set(&mount.sub_path), path.child("subPath")),
+            (set(&mount.sub_path_expr), path.child("subPathExpr")),
+        ]
+    });
+    let resources_set = resources.as_ref().is_some_and(|resources| {
+        resources.limits.as_ref().is_some_and(|list| !list.is_empty())
+            || resources.requests.as_ref().is_some_and(|list| !list.is_empty())
+    });
+    for (present, at) in [
+        (any(ports.as_ref()), path.child("ports")),
+        (liveness_probe.is_some(), path.child("livenessProbe")),
+        (readiness_probe.is_some(), path.child("readinessProbe")),
+        (startup_probe.is_some(), path.child("startupProbe")),
+        (lifecycle.is_some(), path.child("lifecycle")),
+        (resources_set, path.child("resources")),
+        (any(resize_policy.as_ref()), path.child("resizePolicy")),
+        (restart_policy.is_some(), path.child("restartPolicy")),
+        (any(restart_policy_rules.as_ref()), path.child("restartPolicyRules")),
+    ]
+    .into_iter()
+    .chain(sub_paths)
+    {
+        if present {
+            errors.forbidden(&at, "cannot be set for an Ephemeral Container");
+        }
+    }
+    let plain = v1::Container {
+        args: args.clone(),
+        command: command.clone(),
+        env: env.clone(),
+        env_from: env_from.clone(),
+        image: image.clone(),
+        image_pull_policy: image_pull_policy.clone(),
+        name: name.clone(),
+        security_context: security_context.clone(),
+        stdin: *stdin,
+        stdin_once: *stdin_once,
+        termination_message_path: termination_message_path.clone(),
+        termination_message_policy: termination_message_policy.clone(),
+        tty: *tty,
+        volume_devices: volume_devices.clone(),
+        volume_mounts: volume_mounts.clone(),
+        working_dir: working_dir.clone(),
+        ..v1::Container::default()
+    };
+    container(errors, path, &plain, Role::Ephemeral, pod, &mut HostPorts::new())
 }
 
 /// Spelt out field by field: a field that a new version of the API brings does not compile until it is either
@@ -67,7 +153,6 @@ pub(crate) fn container(
     } = wire;
 
     names::label(errors, &path.child("name"), name);
-    errors.unsupported(any(env_from.as_ref()), &path.child("envFrom"));
     errors.unsupported(restart_policy.is_some(), &path.child("restartPolicy"));
     errors.unsupported(any(restart_policy_rules.as_ref()), &path.child("restartPolicyRules"));
     errors.unsupported(any(volume_devices.as_ref()), &path.child("volumeDevices"));
@@ -115,6 +200,7 @@ pub(crate) fn container(
     }
     ContainerSpec {
         name: name.clone(),
+        target: None,
         pull_policy: pull_policy(
             errors,
             &path.child("imagePullPolicy"),
@@ -124,7 +210,8 @@ pub(crate) fn container(
         image,
         command: words(errors, &path.child("command"), command.as_deref()),
         args: words(errors, &path.child("args"), args.as_deref()),
-        env: environment(errors, &path.child("env"), env.as_deref()),
+        env_from: environment::env_from(errors, &path.child("envFrom"), env_from.as_deref()),
+        env: environment::env(errors, &path.child("env"), env.as_deref()),
         working_dir,
         ports,
         resources: resources::container_resources(errors, &path.child("resources"), resources.as_ref()),
@@ -193,77 +280,6 @@ fn words(errors: &mut Errors, path: &Path, wire: Option<&[String]>) -> Vec<Strin
         names::no_nul(errors, &path.index(index), word);
     }
     words.to_vec()
-}
-
-/// `fieldRef` paths without a key that a variable may take.
-const FIELDS: [&str; 9] = [
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-    "status.podIPs",
-];
-
-fn environment(errors: &mut Errors, path: &Path, wire: Option<&[v1::EnvVar]>) -> Vec<EnvVar> {
-    let mut found = Vec::new();
-    for (index, wire) in wire.into_iter().flatten().enumerate() {
-        let path = path.index(index);
-        names::env_name(errors, &path.child("name"), &wire.name);
-        let literal = wire.value.clone().unwrap_or_default();
-        names::no_nul(errors, &path.child("value"), &literal);
-        let value = match &wire.value_from {
-            None => EnvValue::Literal(literal),
-            Some(source) => {
-                let path = path.child("valueFrom");
-                if !literal.is_empty() {
-                    errors.invalid(&path, "", "may not be specified when `value` is not empty");
-                }
-                EnvValue::Field(field_of(errors, &path, source))
-            }
-        };
-        found.push(EnvVar { name: wire.name.clone(), value });
-    }
-    found
-}
-
-fn field_of(errors: &mut Errors, path: &Path, wire: &v1::EnvVarSource) -> String {
-    let v1::EnvVarSource { config_map_key_ref, field_ref, file_key_ref, resource_field_ref, secret_key_ref } =
-        wire;
-    errors.unsupported(config_map_key_ref.is_some(), &path.child("configMapKeyRef"));
-    errors.unsupported(file_key_ref.is_some(), &path.child("fileKeyRef"));
-    errors.unsupported(resource_field_ref.is_some(), &path.child("resourceFieldRef"));
-    errors.unsupported(secret_key_ref.is_some(), &path.child("secretKeyRef"));
-    let others = config_map_key_ref.is_some()
-        || file_key_ref.is_some()
-        || resource_field_ref.is_some()
-        || secret_key_ref.is_some();
-    let Some(field) = field_ref else {
-        if !others {
-            let detail = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
-            errors.invalid(path, "", detail);
-        }
-        return String::new();
-    };
-    if others {
-        errors.invalid(path, "", "may not have more than one field specified at a time");
-    }
-    let path = path.child("fieldRef");
-    errors.one_of(&path.child("apiVersion"), field.api_version.as_deref(), (), &[("v1", ())]);
-    let keyed = ["metadata.labels['", "metadata.annotations['"].iter().any(|prefix| {
-        field.field_path.strip_prefix(prefix).is_some_and(|rest| rest.len() > 2 && rest.ends_with("']"))
-    });
-    let path = path.child("fieldPath");
-    if field.field_path.is_empty() {
-        errors.required(&path, "");
-    } else if !keyed {
-        let table = FIELDS.map(|name| (name, ()));
-        errors.one_of(&path, Some(&field.field_path), (), &table);
-    }
-    field.field_path.clone()
 }
 
 fn container_ports(

@@ -51,6 +51,8 @@ pub enum Problem {
     Duplicate(String),
     NotFound(String),
     Forbidden(String),
+    /// Of bytes.
+    TooLong(usize),
 }
 
 impl Problem {
@@ -63,6 +65,7 @@ impl Problem {
             Problem::Duplicate(_) => "FieldValueDuplicate",
             Problem::NotFound(_) => "FieldValueNotFound",
             Problem::Forbidden(_) => "FieldValueForbidden",
+            Problem::TooLong(_) => "FieldValueTooLong",
         }
     }
 }
@@ -83,6 +86,7 @@ impl fmt::Display for Problem {
             Problem::Duplicate(value) => write!(f, "Duplicate value: {value}"),
             Problem::NotFound(value) => write!(f, "Not found: {value}"),
             Problem::Forbidden(detail) => write!(f, "Forbidden: {detail}"),
+            Problem::TooLong(max) => write!(f, "Too long: may not be more than {max} bytes"),
         }
     }
 }

@@ -97,6 +97,23 @@ pub(crate) fn env_name(errors: &mut Errors, path: &Path, value: &str) {
     }
 }
 
+/// `IsConfigMapKey`: becomes a file name.
+pub(crate) fn object_key(errors: &mut Errors, path: &Path, value: &str) {
+    const KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
+    if value.len() > SUBDOMAIN_MAX {
+        errors.invalid(path, value, too_long(SUBDOMAIN_MAX));
+    }
+    if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+        errors.invalid(path, value, KEY);
+    }
+    match value {
+        "." => errors.invalid(path, value, "must not be '.'"),
+        ".." => errors.invalid(path, value, "must not be '..'"),
+        _ if value.starts_with("..") => errors.invalid(path, value, "must not start with '..'"),
+        _ => {}
+    }
+}
+
 fn is_name_part(text: &str) -> bool {
     let bytes = text.as_bytes();
     bytes.len() <= LABEL_MAX
@@ -106,7 +123,7 @@ fn is_name_part(text: &str) -> bool {
 }
 
 /// The key of a label or annotation: `[subdomain/]name`.
-fn qualified_name(errors: &mut Errors, path: &Path, value: &str) {
+pub(crate) fn qualified_name(errors: &mut Errors, path: &Path, value: &str) {
     let (prefix, name) = match value.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, value),
@@ -163,4 +180,12 @@ pub(crate) fn descending(errors: &mut Errors, path: &Path, value: &str) {
         errors.invalid(path, value, "must be a relative path");
     }
     no_backsteps(errors, path, value);
+}
+
+/// `validateLocalNonReservedPath`: names that begin with two dots are the volume's own.
+pub(crate) fn in_volume(errors: &mut Errors, path: &Path, value: &str) {
+    descending(errors, path, value);
+    if value.starts_with("..") && !value.starts_with("../") && value != ".." {
+        errors.invalid(path, value, "must not start with '..'");
+    }
 }

@@ -1,7 +1,7 @@
 //! Volumes of a pod, and where its containers mount them.
 
 use super::field::{Errors, Path, Problem, Shown};
-use super::{names, resources};
+use super::{names, projected, resources};
 use crate::spec::{HostPathType, Medium, Mount, Propagation, Volume, VolumeSource};
 use k8s_openapi::api::core::v1;
 use std::collections::BTreeSet;
@@ -62,9 +62,7 @@ fn source(errors: &mut Errors, path: &Path, wire: &v1::Volume) -> VolumeSource {
         (azure_file.is_some(), "azureFile"),
         (cephfs.is_some(), "cephfs"),
         (cinder.is_some(), "cinder"),
-        (config_map.is_some(), "configMap"),
         (csi.is_some(), "csi"),
-        (downward_api.is_some(), "downwardAPI"),
         (ephemeral.is_some(), "ephemeral"),
         (fc.is_some(), "fc"),
         (flex_volume.is_some(), "flexVolume"),
@@ -78,22 +76,41 @@ fn source(errors: &mut Errors, path: &Path, wire: &v1::Volume) -> VolumeSource {
         (persistent_volume_claim.is_some(), "persistentVolumeClaim"),
         (photon_persistent_disk.is_some(), "photonPersistentDisk"),
         (portworx_volume.is_some(), "portworxVolume"),
-        (projected.is_some(), "projected"),
         (quobyte.is_some(), "quobyte"),
         (rbd.is_some(), "rbd"),
         (scale_io.is_some(), "scaleIO"),
-        (secret.is_some(), "secret"),
         (storageos.is_some(), "storageos"),
         (vsphere_volume.is_some(), "vsphereVolume"),
     ] {
         errors.unsupported(present, &path.child(name));
     }
-    if let Some(host_path) = host_path {
-        let path = path.child("hostPath");
-        if empty_dir.is_some() {
-            errors.forbidden(&path, "may not specify more than 1 volume type");
+    let mut only = None;
+    for (present, name) in [
+        (config_map.is_some(), "configMap"),
+        (downward_api.is_some(), "downwardAPI"),
+        (empty_dir.is_some(), "emptyDir"),
+        (host_path.is_some(), "hostPath"),
+        (projected.is_some(), "projected"),
+        (secret.is_some(), "secret"),
+    ] {
+        if present && only.replace(name).is_some() {
+            errors.forbidden(&path.child(name), "may not specify more than 1 volume type");
         }
-        return host_path_source(errors, &path, host_path);
+    }
+    if let Some(host_path) = host_path {
+        return host_path_source(errors, &path.child("hostPath"), host_path);
+    }
+    if let Some(wire) = config_map {
+        return VolumeSource::Projected(projected::config_map(errors, &path.child("configMap"), wire));
+    }
+    if let Some(wire) = secret {
+        return VolumeSource::Projected(projected::secret(errors, &path.child("secret"), wire));
+    }
+    if let Some(wire) = downward_api {
+        return VolumeSource::Projected(projected::downward_api(errors, &path.child("downwardAPI"), wire));
+    }
+    if let Some(wire) = projected {
+        return VolumeSource::Projected(projected::all(errors, &path.child("projected"), wire));
     }
     // SetDefaults_Volume: a volume without a source is an emptyDir.
     let empty_dir = empty_dir.clone().unwrap_or_default();

@@ -1,27 +1,50 @@
 //! Starting what is due, in order; forgetting what is two attempts old.
 
 use super::stop::SIGKILL;
-use super::{Planner, Stage, next_delay};
+use super::{Planner, Role, Stage, next_delay};
 use crate::ActionKey;
 use crate::action::{Action, EventType};
+use crate::history::Backoff;
 use crate::observed::{InstanceId, InstanceState};
 use crate::spec::ContainerSpec;
 
 impl Planner<'_> {
     pub(super) fn drive_containers(&mut self) {
         let spec = self.spec;
+        // As the kubelet has it before all others, so that also a pod that does not come up can be looked into.
+        for container in &spec.ephemeral_containers {
+            self.drive(container, Role::Ephemeral);
+        }
         // One init container at a time: the first that has not succeeded.
         for container in &spec.init_containers {
-            if self.stage(container, true) != Stage::Ended {
-                return self.drive(container, true);
+            if self.stage(container, Role::Init) != Stage::Ended {
+                return self.drive(container, Role::Init);
             }
         }
         for container in &spec.containers {
-            self.drive(container, false);
+            self.drive(container, Role::Main);
         }
     }
 
-    fn drive(&mut self, container: &ContainerSpec, init: bool) {
+    /// Runs another image than the pod now asks for: the one field of a container that the API lets be changed.
+    pub(super) fn is_changed(&self, container: &ContainerSpec) -> bool {
+        self.of(&container.name).and_then(|h| h.image.as_ref()).is_some_and(|image| *image != container.image)
+    }
+
+    /// Stops what runs a former image; it is started again when it has ended.
+    pub(super) fn replace_changed(&mut self) {
+        let spec = self.spec;
+        for container in &spec.containers {
+            let name = container.name.as_str();
+            let stopping = self.of(name).is_some_and(|h| h.stopping.is_some());
+            if self.is_changed(container) && self.running(name).is_some() && !stopping {
+                let why = format!("Container {name} definition changed, will be restarted");
+                self.stop(name, Role::Main, spec.termination_grace, &why);
+            }
+        }
+    }
+
+    fn drive(&mut self, container: &ContainerSpec, role: Role) {
         let name = container.name.as_str();
         let key = ActionKey::Container(name.into());
         let ordered = self.actions.iter().any(|action| action.key() == key);
@@ -29,7 +52,7 @@ impl Planner<'_> {
             return;
         }
         let known = self.of(name).cloned().unwrap_or_default();
-        let attempt = match (self.stage(container, init), &known.current) {
+        let attempt = match (self.stage(container, role), &known.current) {
             (Stage::Ended, _) => return,
             (Stage::Up, Some(current))
                 if known.started.is_some() || self.seen.instances.contains_key(current) =>
@@ -42,25 +65,36 @@ impl Planner<'_> {
             (_, None) => 0,
         };
         let end = self.backoff_end(&known.backoff);
-        if known.current.is_some() && !self.passed(end) {
+        // Another image has crashed nobody yet.
+        if known.current.is_some() && !self.is_changed(container) && !self.passed(end) {
             return;
         }
         // The registry of an `Always` image is asked first, if it has not been.
         if !self.present(&container.image) || self.asking(&container.image) {
             return;
         }
-        if !self.history.asked.contains(name) {
+        if !self.was_asked(container) {
             let message = format!("Container image \"{}\" already present on machine", container.image);
-            self.history.asked.insert(name.into());
-            self.event(EventType::Normal, "Pulled", message, Some((name, init)));
+            self.history.asked.insert((name.into(), container.image.clone()));
+            self.event(EventType::Normal, "Pulled", message, Some((name, role)));
+        }
+        if self.lacks_variables(name, role) {
+            return;
         }
         let now = self.stamp();
+        let changed = self.is_changed(container);
         let entry = self.entry(name);
+        if changed {
+            entry.backoff = Backoff::default();
+        }
         if entry.exit.is_some() {
             entry.restart_count = entry.restart_count.saturating_add(1);
             entry.last_exit = entry.exit.take();
-            entry.backoff.delay = next_delay(entry.backoff.delay);
+            if !changed {
+                entry.backoff.delay = next_delay(entry.backoff.delay);
+            }
         }
+        entry.image = Some(container.image.clone());
         let instance = InstanceId { container: name.into(), attempt };
         entry.current = Some(instance.clone());
         entry.begun = Some(now);

@@ -1,11 +1,11 @@
 //! Facts into history: what started, what ended, what was lost, what failed.
 
-use super::{BACKOFF_FORGIVEN, Planner, next_delay, word};
+use super::{BACKOFF_FORGIVEN, Planner, Role, next_delay, word};
 use crate::ActionKey;
 use crate::action::EventType;
 use crate::fit;
 use crate::observed::{Cause, Exit, Failure, InstanceState, Reason, Sandbox};
-use crate::spec::{PodSpec, RestartPolicy};
+use crate::spec::{ContainerSpec, PodSpec, RestartPolicy};
 
 /// The kubelet's message for a container that is gone without a trace.
 const LOST: &str = "The container could not be located when the pod was terminated";
@@ -22,8 +22,8 @@ impl Planner<'_> {
         if self.spec.deletion.is_some() {
             self.history.deletion_seen.get_or_insert(now);
         }
-        for (container, init) in self.containers() {
-            self.learn_container(&container.name, init);
+        for (container, role) in self.containers() {
+            self.learn_container(container, role);
         }
         self.learn_sandbox();
         self.learn_deadline();
@@ -31,38 +31,40 @@ impl Planner<'_> {
         self.learn_end();
     }
 
-    fn learn_container(&mut self, name: &str, init: bool) {
+    fn learn_container(&mut self, container: &ContainerSpec, role: Role) {
+        let name = container.name.as_str();
         let Some(known) = self.of(name) else { return };
         let Some(current) = known.current.clone() else { return };
         if known.exit.is_some() || known.failed_start.is_some() {
             return;
         }
-        let container = Some((name, init));
+        let told = Some((name, role));
         match self.seen.instances.get(&current).map(|i| &i.state) {
             Some(InstanceState::Running { started }) => {
                 if known.started.is_none() {
                     self.entry(name).started = Some(started.clone());
-                    self.tell_of_start(name, container);
+                    self.tell_of_start(name, told);
                 }
             }
             Some(InstanceState::Exited(exit)) => {
                 if known.started.is_none() {
-                    self.tell_of_start(name, container);
+                    self.tell_of_start(name, told);
                 }
-                self.ended(name, init, exit.clone());
+                self.ended(container, role, exit.clone());
             }
             Some(InstanceState::Created) => {}
-            None => self.learn_missing(name, init),
+            None => self.learn_missing(container, role),
         }
     }
 
-    fn tell_of_start(&mut self, name: &str, container: Option<(&str, bool)>) {
+    fn tell_of_start(&mut self, name: &str, container: Option<(&str, Role)>) {
         self.event(EventType::Normal, "Created", format!("Created container: {name}"), container);
         self.event(EventType::Normal, "Started", format!("Started container {name}"), container);
     }
 
     /// Ordered to start, and not there.
-    fn learn_missing(&mut self, name: &str, init: bool) {
+    fn learn_missing(&mut self, container: &ContainerSpec, role: Role) {
+        let name = container.name.as_str();
         let key = ActionKey::Container(name.into());
         if self.in_flight(&key) || self.in_flight(&ActionKey::Sandbox) {
             return;
@@ -73,7 +75,7 @@ impl Planner<'_> {
             |f: &&Failure| begun.is_none_or(|b| f.at.boot == b.boot && f.at.monotonic >= b.monotonic);
         if let Some(failure) = self.seen.failures.get(&key).filter(of_this_attempt).cloned() {
             let message = format!("Error: {}", failure.message);
-            self.event(EventType::Warning, "Failed", message, Some((name, init)));
+            self.event(EventType::Warning, "Failed", message, Some((name, role)));
             let entry = self.entry(name);
             entry.failed_start = Some(failure.clone());
             if failure.reason == Reason::RunContainerError {
@@ -88,7 +90,7 @@ impl Planner<'_> {
                     finished: at,
                     message,
                 };
-                return self.ended(name, init, exit);
+                return self.ended(container, role, exit);
             }
             entry.backoff.from = Some(failure.at);
             entry.backoff.delay = next_delay(entry.backoff.delay);
@@ -96,24 +98,28 @@ impl Planner<'_> {
         } else if let Some(started) = known.started {
             let finished = self.stamp();
             let (cause, started, message) = (Cause::Lost, Some(started), LOST.into());
-            self.ended(name, init, Exit { code: 137, signal: None, cause, started, finished, message });
+            self.ended(container, role, Exit { code: 137, signal: None, cause, started, finished, message });
         }
         // Otherwise the agent stopped between commit and start: the next attempt is ordered.
     }
 
-    fn ended(&mut self, name: &str, init: bool, exit: Exit) {
+    fn ended(&mut self, container: &ContainerSpec, role: Role, exit: Exit) {
+        let name = container.name.as_str();
         let goes_on = self.spec.deletion.is_none() && self.history.failed.is_none();
         let allowed = self.spec.restart_policy != RestartPolicy::Never;
-        let by_policy = self.restarts(&exit, init);
+        let by_policy = self.restarts(&exit, role);
+        let changed = role == Role::Main && self.is_changed(container);
         let entry = self.entry(name);
-        // The kubelet's shouldRestartOnFailure: what a probe ended has failed, however politely it then ended.
-        entry.rerun = allowed && entry.stopping.as_ref().is_some_and(|s| s.for_restart);
+        // The kubelet's shouldRestartOnFailure: what a probe ended has failed, however politely it then ended. What was
+        // ended for another image begins anew whatever the policy is, and without its predecessor's delays.
+        let for_change = changed && entry.stopping.is_some();
+        entry.rerun = for_change || allowed && entry.stopping.as_ref().is_some_and(|s| s.for_restart);
         let again = goes_on && (by_policy || entry.rerun);
         let started = exit.started.as_ref().or(entry.started.as_ref());
         let ran = started
             .filter(|s| s.boot == exit.finished.boot)
             .map(|s| exit.finished.monotonic.saturating_sub(s.monotonic));
-        if ran.is_some_and(|ran| ran >= BACKOFF_FORGIVEN) || exit.cause == Cause::Lost {
+        if ran.is_some_and(|ran| ran >= BACKOFF_FORGIVEN) || exit.cause == Cause::Lost || changed {
             entry.backoff.delay = std::time::Duration::ZERO;
         }
         entry.backoff.from = Some(exit.finished.clone());
@@ -126,7 +132,7 @@ impl Planner<'_> {
             let PodSpec { name: pod, namespace, uid, .. } = self.spec;
             let message =
                 format!("Back-off restarting failed container {name} in pod {pod}_{namespace}({})", uid.0);
-            self.event(EventType::Warning, "BackOff", message, Some((name, init)));
+            self.event(EventType::Warning, "BackOff", message, Some((name, role)));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Pulling what is about to be started, with back-off.
 
-use super::{Planner, Stage, next_delay};
+use super::{Planner, Role, Stage, next_delay};
 use crate::ActionKey;
 use crate::action::{Action, EventType};
 use crate::history::Backoff;
@@ -9,26 +9,26 @@ use crate::spec::{ContainerSpec, PullPolicy};
 
 impl Planner<'_> {
     pub(super) fn pull_images(&mut self) {
-        for (container, init) in self.containers() {
+        for (container, role) in self.containers() {
             // Pulls run ahead of the init containers that come before: a slow link is used while they work.
-            let wanted = matches!(self.stage(container, init), Stage::Waiting | Stage::Again | Stage::Up);
+            let wanted = matches!(self.stage(container, role), Stage::Waiting | Stage::Again | Stage::Up);
             if wanted {
-                self.pull(container, init);
+                self.pull(container, role);
             }
         }
     }
 
-    fn pull(&mut self, container: &ContainerSpec, init: bool) {
+    fn pull(&mut self, container: &ContainerSpec, role: Role) {
         let image = &container.image;
         let key = ActionKey::Image(image.clone());
         if self.in_flight(&key) || self.actions.iter().any(|a| a.key() == key) {
             return;
         }
-        self.learn_pull(container, init);
+        self.learn_pull(container, role);
         let present = self.present(image);
         let asks = container.pull_policy == PullPolicy::Always
-            && self.of(&container.name).is_none_or(|h| h.current.is_none())
-            && !self.history.asked.contains(&container.name);
+            && (self.of(&container.name).is_none_or(|h| h.current.is_none()) || self.is_changed(container))
+            && !self.was_asked(container);
         let wanted = match container.pull_policy {
             PullPolicy::Never => false,
             PullPolicy::IfNotPresent => !present,
@@ -41,18 +41,18 @@ impl Planner<'_> {
         let end = self.backoff_end(&backoff);
         if (present && asks) || self.passed(end) {
             if self.history.pulling.insert(image.clone()) {
-                let name = (container.name.as_str(), init);
+                let name = (container.name.as_str(), role);
                 self.event(EventType::Normal, "Pulling", format!("Pulling image \"{image}\""), Some(name));
             }
-            self.history.asked.insert(container.name.clone());
+            self.history.asked.insert((container.name.clone(), image.clone()));
             self.order(Action::PullImage { image: image.clone(), always: asks });
         }
     }
 
     /// A pull that ended since: well or badly.
-    fn learn_pull(&mut self, container: &ContainerSpec, init: bool) {
+    fn learn_pull(&mut self, container: &ContainerSpec, role: Role) {
         let image = &container.image;
-        let name = Some((container.name.as_str(), init));
+        let name = Some((container.name.as_str(), role));
         let failure = self.seen.failures.get(&ActionKey::Image(image.clone())).cloned();
         match failure {
             Some(failure) => {
@@ -87,6 +87,10 @@ impl Planner<'_> {
             }
             None => {}
         }
+    }
+
+    pub(super) fn was_asked(&self, container: &ContainerSpec) -> bool {
+        self.history.asked.iter().any(|(name, image)| *name == container.name && *image == container.image)
     }
 
     pub(super) fn present(&self, image: &str) -> bool {

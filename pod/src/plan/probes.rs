@@ -1,6 +1,6 @@
 //! Probes: when they run, what their results mean. Follows the kubelet's prober (pkg/kubelet/prober/worker.go).
 
-use super::Planner;
+use super::{Planner, Role};
 use crate::ActionKey;
 use crate::action::{Action, EventType};
 use crate::history::ProbeHistory;
@@ -81,7 +81,7 @@ impl Planner<'_> {
                 // The kubelet says it each time; once is enough for what stays so, and for the log on flash.
                 if counters.warned.replace(why.clone()).as_ref() != Some(&why) {
                     let message = format!("{title} probe warning: {why}");
-                    self.event(EventType::Warning, "ProbeWarning", message, Some((name, false)));
+                    self.event(EventType::Warning, "ProbeWarning", message, Some((name, Role::Main)));
                 }
                 return;
             }
@@ -94,12 +94,12 @@ impl Planner<'_> {
             counters.passing = false;
         }
         let message = format!("{title} probe failed: {why}");
-        self.event(EventType::Warning, "Unhealthy", message, Some((name, false)));
+        self.event(EventType::Warning, "Unhealthy", message, Some((name, Role::Main)));
         if beyond && kind != ProbeKind::Readiness {
             let what = title.to_lowercase();
             let why = format!("Container {name} failed {what} probe, will be restarted");
             let grace = probe.termination_grace.unwrap_or(self.spec.termination_grace);
-            self.stop(name, false, grace, &why);
+            self.stop(name, Role::Main, grace, &why);
             if let Some(stopping) = &mut self.entry(name).stopping {
                 stopping.for_restart = true;
             }

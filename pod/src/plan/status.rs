@@ -1,6 +1,6 @@
 //! `v1.PodStatus` from history and facts, as the kubelet reports it.
 
-use super::{Planner, Stage, word};
+use super::{Planner, Role, Stage, word};
 use crate::ActionKey;
 use crate::history::ContainerHistory;
 use crate::observed::{Cause, Exit, ImageState, Reason, Sandbox, Stamp};
@@ -11,16 +11,21 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+/// Of a pod whose containers are ready, and whose gates are not.
+const GATES: &str = "ReadinessGatesNotReady";
+
 impl Planner<'_> {
     pub(super) fn status(&mut self) -> PodStatus {
         let spec = self.spec;
-        let list = |containers: &[ContainerSpec], init: bool| -> Option<Vec<ContainerStatus>> {
-            let statuses: Vec<_> = containers.iter().map(|c| self.container_status(c, init)).collect();
+        let list = |containers: &[ContainerSpec], role: Role| -> Option<Vec<ContainerStatus>> {
+            let statuses: Vec<_> = containers.iter().map(|c| self.container_status(c, role)).collect();
             // Of a pod that was rejected there is nothing to tell but why.
             let rejected = self.history.failed.is_some() && self.history.containers.is_empty();
             (!statuses.is_empty() && !rejected).then_some(statuses)
         };
-        let (init, regular) = (list(&spec.init_containers, true), list(&spec.containers, false));
+        let init = list(&spec.init_containers, Role::Init);
+        let regular = list(&spec.containers, Role::Main);
+        let ephemeral = list(&spec.ephemeral_containers, Role::Ephemeral);
         let phase = self.phase();
         let ready = spec.containers.iter().all(|c| self.ready(c));
         let conditions = self.conditions(phase, ready);
@@ -41,6 +46,7 @@ impl Planner<'_> {
             conditions: Some(conditions),
             container_statuses: regular,
             init_container_statuses: init,
+            ephemeral_container_statuses: ephemeral,
             start_time: self.history.first_seen.as_ref().map(time),
             pod_ip: ips.first().cloned(),
             pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
@@ -90,10 +96,12 @@ impl Planner<'_> {
             "Failed" => "PodFailed",
             _ => "ContainersNotReady",
         };
+        let gates = self.gates();
+        let gated = ready && !over && !gates.is_empty();
         let list = [
             ("PodReadyToStartContainers", sandbox, None),
             ("Initialized", initialized, Some("ContainersNotInitialized")),
-            ("Ready", ready && !over, Some(why_not)),
+            ("Ready", ready && !over && gates.is_empty(), Some(if gated { GATES } else { why_not })),
             ("ContainersReady", ready && !over, Some(why_not)),
             ("PodScheduled", true, None),
         ];
@@ -122,6 +130,7 @@ impl Planner<'_> {
                     last_transition_time: Some(Time(at)),
                     message: match reason {
                         Some("ContainersNotReady") => Some(unready.clone()),
+                        Some(GATES) => Some(gates.clone()),
                         Some("ContainersNotInitialized") => Some(incomplete.clone()),
                         _ => None,
                     },
@@ -133,29 +142,52 @@ impl Planner<'_> {
             .collect()
     }
 
-    fn container_status(&self, container: &ContainerSpec, init: bool) -> ContainerStatus {
+    /// What keeps the pod from being ready beside its containers, in the kubelet's words; empty when nothing does.
+    fn gates(&self) -> String {
+        let unready = self.spec.readiness_gates.iter().filter_map(|gate| {
+            match self.seen.foreign_conditions.get(gate).map(String::as_str) {
+                Some("True") => None,
+                Some(status) => {
+                    Some(format!("the status of pod readiness gate {gate:?} is not \"True\", but {status}"))
+                }
+                None => {
+                    Some(format!("corresponding condition of pod readiness gate {gate:?} does not exist."))
+                }
+            }
+        });
+        unready.collect::<Vec<_>>().join(", ")
+    }
+
+    fn container_status(&self, container: &ContainerSpec, role: Role) -> ContainerStatus {
         let known = self.of(&container.name).cloned().unwrap_or_default();
         let instance = known.current.as_ref().and_then(|id| self.seen.instances.get(id));
+        // What runs a former image is told with that, until it is replaced.
+        let former = known.image.clone().filter(|_| instance.is_some() && self.is_changed(container));
         let image_id = match self.seen.images.get(&container.image) {
-            Some(ImageState::Present { id, repo_digest, .. }) => {
+            Some(ImageState::Present { id, repo_digest, .. }) if former.is_none() => {
                 repo_digest.clone().unwrap_or_else(|| id.clone())
             }
-            Some(ImageState::Absent) | None => instance.map(|i| i.image_id.clone()).unwrap_or_default(),
+            _ => instance.map(|i| i.image_id.clone()).unwrap_or_default(),
         };
-        let (state, ended) = self.state(container, &known, init);
+        let (state, ended) = self.state(container, &known, role);
         let last = known.last_exit.as_ref().map(terminated);
-        let ready = if init { self.succeeded(container) } else { self.ready(container) };
+        let ready = match role {
+            Role::Init => self.succeeded(container),
+            Role::Main => self.ready(container),
+            Role::Ephemeral => false,
+        };
         ContainerStatus {
             name: container.name.clone(),
-            image: container.image.clone(),
+            image: former.unwrap_or_else(|| container.image.clone()),
             image_id,
             container_id: instance.map(|i| i.container_id.clone()),
             ready,
-            started: Some(if init {
-                self.running(&container.name).is_some()
-            } else {
-                self.started(container)
-            }),
+            started: match role {
+                Role::Init => Some(self.running(&container.name).is_some()),
+                Role::Main => Some(self.started(container)),
+                // There is no probe that could tell.
+                Role::Ephemeral => None,
+            },
             restart_count: i32::try_from(known.restart_count).unwrap_or(i32::MAX),
             // While it waits to be started again, how it ended is its last state.
             last_state: ended.or(last).map(|t| ContainerState { terminated: Some(t), ..Default::default() }),
@@ -169,27 +201,35 @@ impl Planner<'_> {
         &self,
         container: &ContainerSpec,
         known: &ContainerHistory,
-        init: bool,
+        role: Role,
     ) -> (ContainerState, Option<ContainerStateTerminated>) {
         if let Some((_, started)) = self.running(&container.name) {
             let running = ContainerStateRunning { started_at: Some(time(started)) };
             return (ContainerState { running: Some(running), ..Default::default() }, None);
         }
-        let stage = self.stage(container, init);
+        let stage = self.stage(container, role);
         if let Some(exit) = &known.exit {
             let ended = terminated(exit);
-            let at_rest =
-                stage == Stage::Ended || self.spec.deletion.is_some() || known.backoff.delay.is_zero();
+            let at_rest = stage == Stage::Ended
+                || self.spec.deletion.is_some()
+                || (known.backoff.delay.is_zero() && self.lack_of(container).is_none());
             if at_rest || self.history.failed.is_some() {
                 return (ContainerState { terminated: Some(ended), ..Default::default() }, None);
             }
-            return (self.waiting(container, known, init), Some(ended));
+            return (self.waiting(container, known, role), Some(ended));
         }
-        (self.waiting(container, known, init), None)
+        (self.waiting(container, known, role), None)
     }
 
-    fn waiting(&self, container: &ContainerSpec, known: &ContainerHistory, init: bool) -> ContainerState {
-        let (reason, message) = self.why_waiting(container, known, init);
+    /// Why its variables cannot be had, once it could be started otherwise.
+    fn lack_of(&self, container: &ContainerSpec) -> Option<&String> {
+        let due = self.of(&container.name).is_none_or(|h| self.backoff_end(&h.backoff) <= self.now.monotonic);
+        let sandbox = matches!(self.seen.sandbox, Sandbox::Ready { .. });
+        self.seen.unmet.containers.get(&container.name).filter(|_| due && sandbox)?.as_ref()
+    }
+
+    fn waiting(&self, container: &ContainerSpec, known: &ContainerHistory, role: Role) -> ContainerState {
+        let (reason, message) = self.why_waiting(container, known, role);
         let waiting = ContainerStateWaiting { reason: Some(reason), message };
         ContainerState { waiting: Some(waiting), ..Default::default() }
     }
@@ -198,7 +238,7 @@ impl Planner<'_> {
         &self,
         container: &ContainerSpec,
         known: &ContainerHistory,
-        init: bool,
+        role: Role,
     ) -> (String, Option<String>) {
         let image = &container.image;
         if !self.present(image) {
@@ -217,6 +257,10 @@ impl Planner<'_> {
                     }
                 };
             }
+        }
+        let blocked = role == Role::Main && !self.init_done() && !self.spec.init_containers.is_empty();
+        if !blocked && let Some(message) = self.lack_of(container) {
+            return ("CreateContainerConfigError".into(), Some(message.clone()));
         }
         // Said in its own words at first, as a pull that fails is.
         let crashes = known.exit.is_some() && known.backoff.delay > super::BACKOFF_FIRST;
@@ -237,7 +281,6 @@ impl Planner<'_> {
             );
             return ("CrashLoopBackOff".into(), Some(message));
         }
-        let blocked = !init && !self.init_done() && !self.spec.init_containers.is_empty();
         (if blocked { "PodInitializing" } else { "ContainerCreating" }.into(), None)
     }
 }

@@ -1,6 +1,6 @@
 //! The way down: SIGTERM, grace, SIGKILL; then the sandbox; then, if the pod was deleted, everything.
 
-use super::{KILL_AGAIN, Planner};
+use super::{KILL_AGAIN, Planner, Role};
 use crate::ActionKey;
 use crate::action::{Action, EventType};
 use crate::history::Stopping;
@@ -14,9 +14,9 @@ impl Planner<'_> {
     /// `true` once nothing of a deleted pod is left.
     pub(super) fn go_down(&mut self) -> bool {
         let grace = self.spec.deletion.map_or(self.spec.termination_grace, |d| d.grace);
-        for (container, init) in self.containers() {
+        for (container, role) in self.containers() {
             let name = container.name.as_str();
-            self.stop(name, init, grace, &format!("Stopping container {name}"));
+            self.stop(name, role, grace, &format!("Stopping container {name}"));
         }
         self.continue_stopping();
         let lives = |state: &InstanceState| !matches!(state, InstanceState::Exited(_));
@@ -50,7 +50,7 @@ impl Planner<'_> {
     }
 
     /// Begins to stop a running container; a second call may shorten its grace.
-    pub(super) fn stop(&mut self, name: &str, init: bool, grace: Duration, why: &str) {
+    pub(super) fn stop(&mut self, name: &str, role: Role, grace: Duration, why: &str) {
         let Some((instance, _)) = self.running(name) else { return };
         let instance = instance.clone();
         let now = self.stamp();
@@ -66,7 +66,7 @@ impl Planner<'_> {
                     for_restart: false,
                     sent: None,
                 });
-                self.event(EventType::Normal, "Killing", why.into(), Some((name, init)));
+                self.event(EventType::Normal, "Killing", why.into(), Some((name, role)));
             }
         }
     }

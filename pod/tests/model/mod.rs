@@ -92,6 +92,7 @@ impl Model {
                     Sandbox::Ready { ips: vec!["10.88.0.2".parse().expect("ip")], since: self.stamp() };
                 self.observed.residue = true;
             }
+            Action::UpdateVolumes => self.observed.volumes_behind = false,
             Action::StartContainer { instance } => self.start(instance),
             Action::Signal { instance, signal } => {
                 if *signal == 9 {
@@ -121,16 +122,19 @@ impl Model {
 
     fn start(&mut self, instance: &InstanceId) {
         assert!(matches!(self.observed.sandbox, Sandbox::Ready { .. }), "no start without a sandbox");
-        let all = self.spec.init_containers.iter().chain(&self.spec.containers);
-        let container =
-            all.into_iter().find(|c| c.name == instance.container).expect("a container of the pod");
+        let container = self
+            .spec
+            .all_containers()
+            .find(|c| c.name == instance.container)
+            .expect("a container of the pod");
         assert!(self.observed.images.contains_key(&container.image), "no start without its image");
         assert!(
             self.running().iter().all(|r| r.container != instance.container),
             "never two of one container"
         );
         let position = self.spec.init_containers.iter().position(|c| c.name == instance.container);
-        let before = position.unwrap_or(self.spec.init_containers.len());
+        let ephemeral = self.spec.ephemeral_containers.iter().any(|c| c.name == instance.container);
+        let before = position.unwrap_or(if ephemeral { 0 } else { self.spec.init_containers.len() });
         for init in &self.spec.init_containers[..before] {
             let known = self.history.containers.get(&init.name).filter(|h| !h.rerun);
             assert!(
@@ -216,6 +220,7 @@ pub fn forgetful(history: &History) -> History {
     lost.probes.clear();
     lost.pulling.clear();
     lost.asked.clear();
+    lost.told.clear();
     for container in lost.containers.values_mut() {
         container.swept = None;
         if let Some(stopping) = &mut container.stopping {

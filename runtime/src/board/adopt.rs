@@ -95,7 +95,7 @@ impl Board {
 
     /// An exit report as the core sees it, with the message that the container's policy asks for. Blocking, briefly.
     pub fn exit(&self, pod: &PodSpec, instance: &InstanceId, report: &ExitReport) -> Exit {
-        let mut all = pod.containers.iter().chain(&pod.init_containers);
+        let mut all = pod.all_containers();
         let from_logs = all.any(|c| c.name == instance.container && c.termination_message_from_logs);
         let message = if from_logs && report.code != 0 && report.message.is_empty() {
             self.last_log_lines(pod, instance)

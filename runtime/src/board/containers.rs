@@ -3,13 +3,13 @@
 use super::{ActionError, Board, because, blocking, names_in, remove_file};
 use crate::cgroup::Hierarchy;
 use crate::container::{self, About, Surroundings};
-use crate::layout::instance_name;
-use crate::process::PodFacts;
+use crate::layout::{instance_name, parse_instance};
 use crate::shim_client::{ShimClient, ShimError};
 use crate::{names, oci, seccomp};
+use coracle_pod::objects::Objects;
 use coracle_pod::observed::{InstanceId, Reason, Stamp};
 use coracle_pod::spec::{ContainerSpec, PodSpec, Seccomp};
-use coracle_shim::wire::{Cause, Run};
+use coracle_shim::wire::{Cause, Phase, Run};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::net::IpAddr;
@@ -26,11 +26,16 @@ impl Board {
         instance: &InstanceId,
         shim: &ShimClient,
         ips: &[IpAddr],
+        objects: &Arc<Objects>,
     ) -> Result<(Stamp, About), ActionError> {
         let (board, spec, wanted) = (self.clone(), pod.clone(), container.clone());
-        let (id, ips) = (instance.clone(), ips.to_vec());
+        let (id, ips, objects) = (instance.clone(), ips.to_vec(), objects.clone());
         let begun = std::time::Instant::now();
-        let prepared = blocking(move || board.prepare(&spec, &wanted, &id, ips)).await;
+        let target = match &container.target {
+            Some(name) => Some(target(shim, name).await?),
+            None => None,
+        };
+        let prepared = blocking(move || board.prepare(&spec, &wanted, &id, ips, &objects, target)).await;
         let started = match prepared {
             Ok(about) => {
                 let layout = &self.settings.layout;
@@ -71,6 +76,8 @@ impl Board {
         container: &ContainerSpec,
         instance: &InstanceId,
         pod_ips: Vec<IpAddr>,
+        objects: &Objects,
+        target: Option<(i32, u64)>,
     ) -> Result<About, ActionError> {
         let image = self.images.resolve(&container.image).map_err(because(Reason::CreateContainerError))?;
         let image = image.ok_or_else(|| ActionError {
@@ -81,11 +88,7 @@ impl Board {
         self.tree
             .create_instance(&pod.uid, pod.qos, instance, container.security.privileged)
             .map_err(because(Reason::CreateContainerError))?;
-        let facts = PodFacts {
-            node_name: self.settings.node_name.clone(),
-            host_ip: self.host_ips().first().copied(),
-            pod_ips,
-        };
+        let facts = self.facts(pod_ips);
         let score =
             container::oom_score_adj(pod, container, self.memory_bytes_total).max(self.oom_score_floor);
         let about = container::prepare(
@@ -96,6 +99,8 @@ impl Board {
                 layout: &self.settings.layout,
                 image: &image,
                 facts: &facts,
+                objects,
+                target,
                 hostname: &names::hostname(pod, &self.host_names()),
                 cgroup_path: self.tree.instance_path(&pod.uid, pod.qos, instance),
                 available_capabilities: self.capabilities,
@@ -202,6 +207,20 @@ impl Board {
         }
         Ok(())
     }
+}
+
+/// The process whose pid namespace an ephemeral container joins.
+async fn target(shim: &ShimClient, container: &str) -> Result<(i32, u64), ActionError> {
+    let states = shim.state().await.map_err(because(Reason::CreateContainerError))?;
+    let of_target = |instance: &str| parse_instance(instance).is_some_and(|id| id.container == container);
+    let found = states.iter().find_map(|status| match &status.phase {
+        Phase::Running(run) if of_target(&status.instance) => Some((run.pid, run.start_ticks)),
+        _ => None,
+    });
+    found.ok_or_else(|| ActionError {
+        reason: Reason::CreateContainerConfigError,
+        message: format!("unable to find target container {container}"),
+    })
 }
 
 /// Only what the helper itself says is about the container; without an answer nothing is known of it.
