@@ -13,7 +13,7 @@ use crate::sources::ManifestDirectory;
 use crate::{cluster, logging, notify, pressure, runtime};
 use anyhow::{Context as _, Result, bail};
 use coracle_runtime::board::{Board, Settings};
-use coracle_runtime::image::{ImageConfig, RegistryConfig};
+use coracle_runtime::image::{InUse, ImageConfig, RegistryConfig};
 use coracle_runtime::layout::Layout;
 use coracle_runtime::net::NetworkConfig;
 use coracle_runtime::run_dir;
@@ -269,8 +269,10 @@ async fn collect(context: Context) {
     let mut ticks = tokio::time::interval(GC_PERIOD);
     loop {
         ticks.tick().await;
-        let Ok(in_use) = context.ask(Request::ImagesInUse).await else { return };
         let store = context.board.images().clone();
+        let since = store.mark();
+        let Ok(ids) = context.ask(Request::ImagesInUse).await else { return };
+        let in_use = InUse { ids, since };
         match tokio::task::spawn_blocking(move || store.gc(&in_use)).await {
             Ok(Ok(freed)) if !freed.images.is_empty() => {
                 info!(

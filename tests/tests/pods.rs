@@ -55,6 +55,26 @@ fn a_manifest_becomes_a_running_pod_and_its_removal_leaves_nothing() {
     assert_eq!(board.census().expect("counted"), before);
 }
 
+/// Guards against a pod that was taken down because its file got another name.
+#[test]
+fn a_pod_stays_when_its_manifest_is_renamed() {
+    let board = Board::start("").expect("a board");
+    board.manifest("old.yaml", &pod("stay", SLEEP, "")).expect("written");
+    let before = board.wait("stay", "running", running).expect("runs");
+    let dir = board.root().join("manifests");
+    std::fs::rename(dir.join("old.yaml"), dir.join("new.yaml")).expect("renamed");
+    // Each is an event after that one, and so is read with it or later.
+    for name in ["other", "third"] {
+        board.manifest(&format!("{name}.yaml"), &pod(name, SLEEP, "")).expect("written");
+        board.wait(name, "running", running).expect("runs");
+    }
+    let after = board.wait("stay", "running", running).expect("runs on");
+    assert_eq!(before["metadata"]["uid"], after["metadata"]["uid"]);
+    assert!(after["metadata"]["deletionTimestamp"].is_null() && restarts(&after) == 0, "{after:#}");
+    board.remove_manifest("new.yaml").expect("removed");
+    board.wait_gone("stay").expect("goes with its file");
+}
+
 /// As RFC 3339 has it, in whole seconds, as statuses are.
 fn now() -> String {
     let date =
@@ -461,6 +481,9 @@ fn a_read_only_disk_is_told_and_harms_no_running_pod() {
     board.fail_disk().expect("failed");
     let refused = board.apply(&pod("late", SLEEP, "")).expect_err("nothing can be stored").to_string();
     assert!(refused.contains("Read-only file system") && refused.lines().count() == 1, "{refused}");
+    // Guards against "unchanged" for what was never stored.
+    let again = board.apply(&pod("late", SLEEP, "")).expect_err("nothing is stored yet").to_string();
+    assert!(again.contains("Read-only file system"), "{again}");
     assert!(board.run(&["exec", "good", "--", "echo", "alive"]).expect("runs on").contains("alive"));
     assert!(board.run(&["ps"]).expect("lists").contains("good"));
     board.kill_agent().expect("killed");

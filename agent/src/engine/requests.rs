@@ -36,7 +36,7 @@ impl Engine {
             Request::Container { namespace, name, container, answer } => {
                 answer.send(self.target(&namespace, &name, &container)).is_ok()
             }
-            Request::Apply { objects, answer } => match self.apply(objects, &Source::Apply).await {
+            Request::Apply { objects, answer } => match self.apply(objects, &Source::Apply, &BTreeSet::new()).await {
                 Ok(applied) => {
                     self.pending.answers.push(Answer::Applied(answer, applied));
                     true
@@ -123,7 +123,13 @@ impl Engine {
     }
 
     /// Validates all, then stores all: a request with one bad object changes nothing.
-    async fn apply(&mut self, objects: Vec<Object>, source: &Source) -> Result<Vec<Applied>, Refusal> {
+    /// Pods that are `abandoned` by the file that had them may be taken over by another.
+    async fn apply(
+        &mut self,
+        objects: Vec<Object>,
+        source: &Source,
+        abandoned: &BTreeSet<PodUid>,
+    ) -> Result<Vec<Applied>, Refusal> {
         let mut accepted = Vec::new();
         for object in objects {
             accepted.push(match object {
@@ -153,7 +159,7 @@ impl Engine {
                 }
                 Accepted::Pod(pod) => {
                     let (namespace, name) = names(&pod.metadata);
-                    let outcome = self.place(&namespace, &name, *pod, source).await?;
+                    let outcome = self.place(&namespace, &name, *pod, source, abandoned).await?;
                     (Kind::Pod, (namespace, name), outcome)
                 }
             };
@@ -166,9 +172,14 @@ impl Engine {
         &mut self,
         namespace: &str,
         name: &str,
-        pod: Pod,
+        mut pod: Pod,
         source: &Source,
+        abandoned: &BTreeSet<PodUid>,
     ) -> Result<Outcome, Refusal> {
+        // Whatever was written: it runs here.
+        if let Some(spec) = &mut pod.spec {
+            spec.node_name = Some(self.board.settings().node_name.clone());
+        }
         let existing = self.find(namespace, name).cloned();
         // Those that have no room are known too, and are shown as rejected.
         let known_max = self.board.settings().pods_max.saturating_add(ENDED_MAX);
@@ -177,24 +188,25 @@ impl Engine {
             return Err(Refusal { code: 403, reason: "Forbidden", message });
         }
         let uid = PodUid(pod.metadata.uid.clone().unwrap_or_default());
-        if let Some(old) = existing.as_ref().and_then(|uid| self.pods.get(uid)) {
-            if old.record.source != *source {
+        if let Some(old) = existing.as_ref().and_then(|uid| self.pods.get_mut(uid)) {
+            if old.record.source != *source && !abandoned.contains(&old.spec.uid) {
                 return Err(Refusal::conflict(Kind::Pod, namespace, name, &old.record.source));
             }
-            if old.spec.uid == uid && old.record.deletion_grace_seconds.is_none() {
+            if old.record.deletion_grace_seconds.is_none() && written(&old.record.pod) == written(&pod) {
+                // The same text in another file: the pod goes on, and is that file's from now on.
+                if old.record.source != *source {
+                    old.record.source = source.clone();
+                    let uid = old.spec.uid.clone();
+                    self.save(Row::Pod(uid));
+                }
                 return Ok(Outcome::Unchanged);
             }
         }
-        let mut pod = pod;
         // The same text again after a deletion must not be the same pod.
         if self.pods.contains_key(&uid) {
             pod.metadata.uid = Some(sources::fresh_uid());
         }
         pod.metadata.creation_timestamp = Some(Time(self.board.now().wall));
-        // Whatever was written: it runs here.
-        if let Some(spec) = &mut pod.spec {
-            spec.node_name = Some(self.board.settings().node_name.clone());
-        }
         let record = PodRecord { pod, source: source.clone(), deletion_grace_seconds: None };
         let uid = self.insert(record).await?;
         if let (Some(old), Some(entry)) = (existing.clone(), self.pods.get_mut(&uid)) {
@@ -278,31 +290,36 @@ impl Engine {
         }
         // Before the others come: an object may have moved from one file to another.
         self.remove_orphaned_objects(&keyed, &unreadable);
+        let abandoned = self.orphans(&pods, &unreadable);
         for (file, objects) in readable {
             let source = Source::Manifest(file.clone());
             for object in objects {
                 // One by one: a bad object must not keep its neighbours from running.
-                if let Err(refusal) = self.apply(vec![object], &source).await {
+                if let Err(refusal) = self.apply(vec![object], &source, &abandoned).await {
                     warn!(file, message = refusal.message, "object of a manifest not used");
                     self.manifest_warning(&file, &refusal.message);
                 }
             }
         }
-        let orphaned: Vec<PodUid> = self
-            .pods
-            .iter()
-            .filter(|(_, e)| match &e.record.source {
-                Source::Manifest(file) => {
-                    let key = (file.clone(), (e.spec.namespace.clone(), e.spec.name.clone()));
-                    !unreadable.contains(file) && !pods.contains(&key)
-                }
-                Source::Apply | Source::Api => false,
-            })
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        for uid in orphaned {
+        for uid in self.orphans(&pods, &unreadable) {
             self.mark_deleted(&uid, None);
         }
+    }
+
+    /// Pods whose manifest file is readable and no longer has them.
+    fn orphans(
+        &self,
+        wanted: &BTreeSet<(String, (String, String))>,
+        unreadable: &BTreeSet<String>,
+    ) -> BTreeSet<PodUid> {
+        let orphaned = |entry: &Entry| match &entry.record.source {
+            Source::Manifest(file) => {
+                let key = (file.clone(), (entry.spec.namespace.clone(), entry.spec.name.clone()));
+                !unreadable.contains(file) && !wanted.contains(&key)
+            }
+            Source::Apply | Source::Api => false,
+        };
+        self.pods.iter().filter(|(_, e)| orphaned(e)).map(|(uid, _)| uid.clone()).collect()
     }
 
     fn manifest_warning(&mut self, file: &str, message: &str) {
@@ -314,6 +331,15 @@ impl Engine {
 enum Accepted {
     Pod(Box<Pod>),
     Object(ObjectRecord),
+}
+
+/// A pod as its owner wrote it: without what the board adds. Two of equal texts are one pod, whichever file they are in.
+fn written(pod: &Pod) -> Pod {
+    let mut plain = pod.clone();
+    plain.status = None;
+    plain.metadata.uid = None;
+    plain.metadata.creation_timestamp = None;
+    plain
 }
 
 /// Namespace and name.

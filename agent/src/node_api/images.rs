@@ -3,7 +3,7 @@
 use super::{Context, Query, Response, object, receiver_stream, streaming};
 use crate::request::{Refusal, Request};
 use bytes::Bytes;
-use coracle_runtime::image::{Freed, Image, ImageError, Progress};
+use coracle_runtime::image::{InUse, Freed, Image, ImageError, Progress};
 use futures_util::StreamExt;
 use http_body_util::StreamBody;
 use hyper::Method;
@@ -42,16 +42,21 @@ pub(super) async fn serve(
             Ok(object(&json!({"items": names})))
         }
         (&Method::POST, ["prune"]) => {
-            let in_use = context.ask(Request::ImagesInUse).await?;
+            let in_use = in_use(context).await?;
             freed(context, context.board.images().prune(&in_use)).await
         }
         (&Method::DELETE, []) => {
-            let in_use = context.ask(Request::ImagesInUse).await?;
+            let in_use = in_use(context).await?;
             freed(context, context.board.images().remove(&need("reference")?, &in_use)).await
         }
         (_, [] | ["pull" | "import" | "prune"]) => Err(Refusal::method_not_allowed()),
         _ => Err(Refusal { code: 404, reason: "NotFound", message: "no such image operation".into() }),
     }
+}
+
+async fn in_use(context: &Context) -> Result<InUse, Refusal> {
+    let since = context.board.images().mark();
+    Ok(InUse { ids: context.ask(Request::ImagesInUse).await?, since })
 }
 
 async fn freed(context: &Context, result: Result<Freed, ImageError>) -> Result<Response, Refusal> {

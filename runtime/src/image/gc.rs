@@ -1,6 +1,6 @@
 //! Removing images: by name, all unused ones, or the least recently used until the disk has room.
 
-use super::{Digest, Entry, ImageError, ImageStore, position, unpack};
+use super::{Digest, Entry, ImageError, ImageStore, InUse, position, unpack};
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -13,12 +13,18 @@ pub struct Freed {
     pub bytes: u64,
 }
 
+impl InUse {
+    fn has(&self, entry: &Entry) -> bool {
+        entry.asked >= self.since.0 || self.ids.contains(&entry.config.to_string())
+    }
+}
+
 impl ImageStore {
-    /// Removes a reference, and the image with its last one. `in_use` holds ids.
+    /// Removes a reference, and the image with its last one. 
     ///
     /// # Errors
     /// [`ImageError::InUse`], [`ImageError::NotFound`].
-    pub fn remove(&self, reference: &str, in_use: &BTreeSet<String>) -> Result<Freed, ImageError> {
+    pub fn remove(&self, reference: &str, in_use: &InUse) -> Result<Freed, ImageError> {
         let index = self.index();
         let Some(at) = position(&index, reference)? else {
             return Err(ImageError::NotFound {
@@ -29,20 +35,21 @@ impl ImageStore {
         };
         let entry = index.images[at].clone();
         drop(index);
-        if in_use.contains(&entry.config.to_string()) {
+        let freed = self.take_out(&[entry.config], in_use)?;
+        if freed.images.is_empty() {
             return Err(ImageError::InUse { reference: reference.into() });
         }
-        self.take_out(&[entry.config])
+        Ok(freed)
     }
 
     /// Removes every image that is neither in use nor pinned.
-    pub fn prune(&self, in_use: &BTreeSet<String>) -> Result<Freed, ImageError> {
+    pub fn prune(&self, in_use: &InUse) -> Result<Freed, ImageError> {
         let unused: Vec<Digest> = self.unused(in_use).into_iter().map(|e| e.config).collect();
-        self.take_out(&unused)
+        self.take_out(&unused, in_use)
     }
 
     /// Above the high watermark: removes unused images, the least recently used first, down to the low one.
-    pub fn gc(&self, in_use: &BTreeSet<String>) -> Result<Freed, ImageError> {
+    pub fn gc(&self, in_use: &InUse) -> Result<Freed, ImageError> {
         let mut freed = Freed::default();
         if self.fullness()? <= self.config.gc_high_percent {
             return Ok(freed);
@@ -51,7 +58,7 @@ impl ImageStore {
             if self.fullness()? <= self.config.gc_low_percent {
                 break;
             }
-            let one = self.take_out(&[entry.config])?;
+            let one = self.take_out(&[entry.config], in_use)?;
             freed.images.extend(one.images);
             freed.bytes += one.bytes;
         }
@@ -68,19 +75,20 @@ impl ImageStore {
     }
 
     /// Oldest use first.
-    fn unused(&self, in_use: &BTreeSet<String>) -> Vec<Entry> {
+    fn unused(&self, in_use: &InUse) -> Vec<Entry> {
         let index = self.index();
-        let free = |e: &&Entry| !e.pinned && !in_use.contains(&e.config.to_string());
+        let free = |e: &&Entry| !e.pinned && !in_use.has(e);
         let mut unused: Vec<Entry> = index.images.iter().filter(free).cloned().collect();
         unused.sort_by_key(|e| e.used_seconds);
         unused
     }
 
     /// The index first, then what nothing in it names any more: a crash between leaves only garbage behind.
-    fn take_out(&self, ids: &[Digest]) -> Result<Freed, ImageError> {
+    /// What has come into use by now stays: a pod may have been admitted since its images were chosen.
+    fn take_out(&self, ids: &[Digest], in_use: &InUse) -> Result<Freed, ImageError> {
         let mut index = self.index();
         let (gone, kept): (Vec<Entry>, Vec<Entry>) =
-            std::mem::take(&mut index.images).into_iter().partition(|e| ids.contains(&e.config));
+            std::mem::take(&mut index.images).into_iter().partition(|e| ids.contains(&e.config) && !in_use.has(e));
         index.images = kept;
         self.save(&index)?;
         let mut freed = Freed::default();
@@ -109,5 +117,40 @@ impl ImageStore {
             .map(|e| e.references.first().cloned().unwrap_or_else(|| e.config.to_string()))
             .collect();
         Ok(freed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{ImageConfig, Index};
+
+    /// Guards against a pod that was admitted, and whose image went, while a collection was under way.
+    #[test]
+    fn an_image_that_comes_into_use_during_a_collection_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = ImageConfig { dir: dir.path().into(), gc_high_percent: 100, ..ImageConfig::default() };
+        let store = ImageStore::open(config).expect("opens");
+        let id: Digest = format!("sha256:{}", "1".repeat(64)).parse().expect("a digest");
+        let entry = Entry {
+            config: id,
+            manifest: None,
+            layers: Vec::new(),
+            references: vec!["example.test/a:1".into()],
+            repo_digests: Vec::new(),
+            size_bytes: 1,
+            used_seconds: 0,
+            pinned: false,
+            asked: 0,
+        };
+        *store.index() = Index { images: vec![entry], ..Index::default() };
+        let since = store.mark();
+        let nobody = InUse { ids: BTreeSet::new(), since };
+        // As an admission does, which the answer above came too early for; its configuration is not here to be read.
+        drop(store.resolve("example.test/a:1"));
+        assert!(store.prune(&nobody).expect("pruned").images.is_empty());
+        assert!(matches!(store.remove("example.test/a:1", &nobody), Err(ImageError::InUse { .. })));
+        let later = InUse { ids: BTreeSet::new(), since: store.mark() };
+        assert_eq!(store.prune(&later).expect("pruned").images, ["example.test/a:1"]);
     }
 }

@@ -108,6 +108,22 @@ struct Entry {
     size_bytes: u64,
     used_seconds: u64,
     pinned: bool,
+    /// When it was last asked for, in [`Index::clock`]'s count.
+    #[serde(skip)]
+    asked: u64,
+}
+
+/// A moment in the life of an [`ImageStore`]; another run of the agent has others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(u64);
+
+/// What a removal leaves alone.
+#[derive(Clone, Debug)]
+pub struct InUse {
+    /// Images of pods, by id.
+    pub ids: BTreeSet<String>,
+    /// Taken before the pods were asked: an image that was looked for since is some newer pod's.
+    pub since: Mark,
 }
 
 /// `index.json`.
@@ -118,6 +134,9 @@ struct Index {
     /// Archives of the preload directory that were imported: name to size, time and inode.
     #[serde(default)]
     preloaded: BTreeMap<String, String>,
+    /// Counts [`ImageStore::mark`]s.
+    #[serde(skip)]
+    clock: u64,
 }
 
 const INDEX_VERSION: u32 = 1;
@@ -171,6 +190,13 @@ impl ImageStore {
         if index.images.len() != before { self.save(&index) } else { Ok(()) }
     }
 
+    /// This moment, for [`InUse::since`].
+    pub fn mark(&self) -> Mark {
+        let mut index = self.index();
+        index.clock += 1;
+        Mark(index.clock)
+    }
+
     /// The image of a reference, if it is here. Quick.
     ///
     /// # Errors
@@ -179,8 +205,10 @@ impl ImageStore {
         let mut index = self.index();
         let position = position(&index, reference)?;
         let Some(position) = position else { return Ok(None) };
+        let clock = index.clock;
         let entry = &mut index.images[position];
         entry.used_seconds = now_seconds();
+        entry.asked = clock;
         self.image(entry).map(Some)
     }
 
@@ -259,6 +287,7 @@ impl ImageStore {
                 repo_digests: Vec::new(),
                 size_bytes,
                 used_seconds: 0,
+                asked: 0,
                 pinned: false,
             });
             index.images.len() - 1
