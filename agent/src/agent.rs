@@ -13,7 +13,7 @@ use crate::sources::ManifestDirectory;
 use crate::{cluster, logging, notify, pressure, runtime};
 use anyhow::{Context as _, Result, bail};
 use coracle_runtime::board::{Board, Settings};
-use coracle_runtime::image::{InUse, ImageConfig, RegistryConfig};
+use coracle_runtime::image::{ImageConfig, InUse, RegistryConfig};
 use coracle_runtime::layout::Layout;
 use coracle_runtime::net::NetworkConfig;
 use coracle_runtime::run_dir;

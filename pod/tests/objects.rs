@@ -151,6 +151,10 @@ fn an_ephemeral_container_comes_to_a_running_pod_and_is_never_started_again() {
     assert_eq!(of(&plan).state.and_then(|s| s.terminated).map(|t| t.exit_code), Some(1));
     assert_eq!(plan.status.phase.as_deref(), Some("Running"), "and its end is nothing to the pod");
     assert!(plan.events.iter().all(|e| e.field_path.as_deref() != Some(field)), "no back-off");
+    model.reboot();
+    let plan = settle(&mut model);
+    assert_eq!(of(&plan).state.and_then(|s| s.terminated).map(|t| t.exit_code), Some(1));
+    assert_eq!(model.running().len(), 1, "the pod comes back, and what looked into it does not");
     // A pod whose init container hangs can be looked into.
     let stuck = "  initContainers: [{name: stuck, image: 'a:1'}]\n";
     let mut model = Model::new(pod(&format!("{ONE}{stuck}{DEBUG}")));

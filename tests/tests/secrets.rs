@@ -109,9 +109,10 @@ fn a_secret_of_a_manifest_lives_as_long_as_its_file() {
         std::thread::yield_now();
     }
     let other = "apiVersion: v1\nkind: Secret\nmetadata: {name: tls}\ntype: kubernetes.io/tls\n";
-    let refused = board.apply(other).expect_err("no pull secret").to_string();
+    let refused = board.apply(other).expect_err("no keys").to_string();
     assert!(
-        refused.contains("secret \"tls\" has type \"kubernetes.io/tls\"") && refused.lines().count() == 1,
+        refused.contains("Secret \"tls\" is invalid: data[tls.crt]: Required value")
+            && refused.lines().count() == 1,
         "{refused}"
     );
     board.apply(&secret(WRONG)).expect("applied");

@@ -36,13 +36,15 @@ impl Engine {
             Request::Container { namespace, name, container, answer } => {
                 answer.send(self.target(&namespace, &name, &container)).is_ok()
             }
-            Request::Apply { objects, answer } => match self.apply(objects, &Source::Apply, &BTreeSet::new()).await {
-                Ok(applied) => {
-                    self.pending.answers.push(Answer::Applied(answer, applied));
-                    true
+            Request::Apply { objects, answer } => {
+                match self.apply(objects, &Source::Apply, &BTreeSet::new()).await {
+                    Ok(applied) => {
+                        self.pending.answers.push(Answer::Applied(answer, applied));
+                        true
+                    }
+                    Err(refusal) => answer.send(Err(refusal)).is_ok(),
                 }
-                Err(refusal) => answer.send(Err(refusal)).is_ok(),
-            },
+            }
             Request::Delete { namespace, name, grace_seconds, answer } => {
                 match self.delete(&namespace, &name, grace_seconds) {
                     Ok(pod) => {

@@ -3,7 +3,7 @@
 use super::{Context, Query, Response, object, receiver_stream, streaming};
 use crate::request::{Refusal, Request};
 use bytes::Bytes;
-use coracle_runtime::image::{InUse, Freed, Image, ImageError, Progress};
+use coracle_runtime::image::{Freed, Image, ImageError, InUse, Progress};
 use futures_util::StreamExt;
 use http_body_util::StreamBody;
 use hyper::Method;

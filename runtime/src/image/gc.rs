@@ -20,7 +20,7 @@ impl InUse {
 }
 
 impl ImageStore {
-    /// Removes a reference, and the image with its last one. 
+    /// Removes a reference, and the image with its last one.
     ///
     /// # Errors
     /// [`ImageError::InUse`], [`ImageError::NotFound`].
@@ -87,8 +87,9 @@ impl ImageStore {
     /// What has come into use by now stays: a pod may have been admitted since its images were chosen.
     fn take_out(&self, ids: &[Digest], in_use: &InUse) -> Result<Freed, ImageError> {
         let mut index = self.index();
-        let (gone, kept): (Vec<Entry>, Vec<Entry>) =
-            std::mem::take(&mut index.images).into_iter().partition(|e| ids.contains(&e.config) && !in_use.has(e));
+        let (gone, kept): (Vec<Entry>, Vec<Entry>) = std::mem::take(&mut index.images)
+            .into_iter()
+            .partition(|e| ids.contains(&e.config) && !in_use.has(e));
         index.images = kept;
         self.save(&index)?;
         let mut freed = Freed::default();

@@ -35,7 +35,7 @@ pub use unpack::UnpackError;
 use oci_spec::image::ImageConfiguration;
 use platform::Target;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
