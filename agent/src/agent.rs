@@ -198,8 +198,7 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<End> {
     let (ways, link) = cluster::link(&layout, &config).unzip();
     let joined = link.is_some();
     let events = Events::new(node_name, ways.as_ref().map(|ways| ways.events.clone()));
-    let reports = ways.map(|ways| ways.reports);
-    let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events, reports).await?;
+    let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events, ways).await?;
     // Listening before the manifests are read: a change in between is an event and not lost.
     let manifests = layout.data.join("manifests");
     let mut directory =

@@ -17,6 +17,7 @@ mod lease;
 pub(crate) mod membership;
 mod node;
 mod node_status;
+pub(crate) mod objects;
 pub(crate) mod outbox;
 mod pin;
 mod pods;
@@ -34,6 +35,7 @@ use clock::Clock;
 use coracle_runtime::layout::Layout;
 use credentials::Credentials;
 use k8s_openapi::api::core::v1::Event;
+use objects::Wanted;
 use reports::Reports;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,10 +49,10 @@ fn kubeconfig(layout: &Layout, config: &Config) -> Option<PathBuf> {
 }
 
 /// What the engine tells the API server through; it never waits for it.
-#[derive(Clone)]
 pub(crate) struct Ways {
     pub reports: Reports,
     pub events: mpsc::Sender<Event>,
+    pub wanted: cell::Sender<Wanted>,
 }
 
 /// What comes out of the [`Ways`], and whose credentials it is told with.
@@ -58,6 +60,7 @@ pub(crate) struct Link {
     kubeconfig: PathBuf,
     reports: Reports,
     events: mpsc::Receiver<Event>,
+    wanted: cell::Receiver<Wanted>,
 }
 
 /// The ways to the API server, if this board belongs to a cluster.
@@ -65,20 +68,23 @@ pub(crate) fn link(layout: &Layout, config: &Config) -> Option<(Ways, Link)> {
     let kubeconfig = kubeconfig(layout, config)?;
     let (events, told) = events::queue();
     let reports = Reports::default();
-    Some((Ways { reports: reports.clone(), events }, Link { kubeconfig, reports, events: told }))
+    let (wanted, asked) = cell::channel(Wanted::default());
+    let ways = Ways { reports: reports.clone(), events, wanted };
+    Some((ways, Link { kubeconfig, reports, events: told, wanted: asked }))
 }
 
 /// Starts all that talks to the API. It ends with the engine.
 pub(crate) fn start(link: Link, config: &Config, context: &Context) {
     let Context { board, engine, .. } = context.clone();
     let port = config.cluster.kubelet_port;
-    let Link { kubeconfig, reports, events: told } = link;
+    let Link { kubeconfig, reports, events: told, wanted } = link;
     let credentials = Credentials::below(&board.settings().layout.data);
     let certificates = [credentials.authority(), credentials.client()].map(|found| found.map(|c| c.validity));
     let [authority, own] = certificates.map(|found| found.as_slice().to_vec());
     let clock = Arc::new(Clock::of(&authority, &own));
     let client = Client::of_kubeconfig(kubeconfig.clone(), clock.clone());
     tokio::spawn(events::run(client.clone(), told));
+    tokio::spawn(objects::run(client.clone(), wanted, engine.clone()));
     tokio::spawn(tunnel::run(client.clone(), context.clone()));
     if port > 0 {
         tokio::spawn(serve_port(kubeconfig, port, client.clone(), context.clone()));

@@ -13,10 +13,13 @@
 
 mod api;
 mod facts;
+mod heard;
 mod objects;
 mod perform;
 mod requests;
 
+use crate::cluster::Ways;
+use crate::cluster::objects::{News, Wanted};
 use crate::cluster::reports::{Report, Reports};
 use crate::cluster::watch::Delta;
 use crate::events::Events;
@@ -32,12 +35,13 @@ use coracle_pod::{ActionKey, History, Observed, PodSpec};
 use coracle_runtime::board::Board;
 use coracle_runtime::shim_client::{ShimClient, ShimEvent};
 use coracle_store::{Batch, Store, StoreError};
+use heard::Heard;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use objects::Table;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 /// Messages waiting for the engine; senders wait when it is full.
@@ -56,6 +60,8 @@ pub(crate) enum Message {
     Manifests(Vec<FileManifest>),
     /// The pods that the API server has for this board.
     Api(Box<Delta<Pod>>),
+    /// What one of those names.
+    Object(Box<News>),
     /// An action ended.
     Done { uid: PodUid, key: ActionKey, result: perform::Done },
     /// From a pod's shim.
@@ -92,6 +98,7 @@ struct Entry {
 enum Row {
     Pod(PodUid),
     Object(objects::Key),
+    Tokens(PodUid),
 }
 
 /// What waits for the commit under way.
@@ -117,6 +124,7 @@ pub(crate) struct Engine {
     outbox: mpsc::Sender<Message>,
     pods: BTreeMap<PodUid, Entry>,
     objects: Table,
+    heard: Heard,
     dirty: BTreeSet<PodUid>,
     /// Being written now.
     committing: Option<Pending>,
@@ -128,6 +136,8 @@ pub(crate) struct Engine {
     events: Events,
     /// To the API server; `None` on a board that stands alone.
     reports: Option<Reports>,
+    /// What its pods name, asked of the API server.
+    wanted: Option<watch::Sender<Wanted>>,
     resource_version: u64,
     /// Something was done since memory was last given back.
     worked: bool,
@@ -139,7 +149,7 @@ impl Engine {
         board: Arc<Board>,
         store: Arc<Store>,
         events: Events,
-        reports: Option<Reports>,
+        ways: Option<Ways>,
     ) -> anyhow::Result<(Engine, mpsc::Sender<Message>)> {
         let (outbox, inbox) = mpsc::channel(INBOX_MAX);
         let mut engine = Engine {
@@ -149,6 +159,7 @@ impl Engine {
             outbox: outbox.clone(),
             pods: BTreeMap::new(),
             objects: Table::default(),
+            heard: Heard::default(),
             dirty: BTreeSet::new(),
             committing: None,
             batch: Batch::new(),
@@ -156,13 +167,15 @@ impl Engine {
             retry_at: None,
             watchers: Vec::new(),
             events,
-            reports,
+            reports: ways.as_ref().map(|ways| ways.reports.clone()),
+            wanted: ways.map(|ways| ways.wanted),
             resource_version: 1,
             worked: true,
         };
         // Before anything is done: histories of a newer version refuse the store as pods of one do.
         engine.store.all::<HistoryRecord>()?;
         engine.open_objects()?;
+        engine.open_tokens()?;
         let scan = engine.store.all::<PodRecord>()?;
         for damaged in &scan.damaged {
             error!(key = %damaged, "a stored pod cannot be read and is left out; apply it again");
@@ -173,6 +186,7 @@ impl Engine {
             }
         }
         engine.order_successors();
+        engine.forget_unwanted();
         engine.clear_strangers().await;
         Ok((engine, outbox))
     }
@@ -236,6 +250,7 @@ impl Engine {
             Message::Request(request) => self.answer(request).await,
             Message::Manifests(files) => self.manifests(files).await,
             Message::Api(delta) => self.api(*delta).await,
+            Message::Object(news) => self.hear(*news),
             Message::Done { uid, key, result } => {
                 self.worked |= !matches!(key, ActionKey::Probe(_));
                 self.done(&uid, &key, result);
@@ -258,7 +273,8 @@ impl Engine {
         if self.committing.is_none() {
             for uid in self.dirty_in_order() {
                 let Some(entry) = self.pods.get(&uid) else { continue };
-                if entry.blocked_by.is_some() {
+                let of_api = entry.record.source == Source::Api;
+                if entry.blocked_by.is_some() || (of_api && self.awaits_pull_secrets(&entry.spec)) {
                     continue;
                 }
                 if entry.history.first_seen.is_none() {
@@ -297,6 +313,7 @@ impl Engine {
                     None => batch.delete::<PodRecord>(&uid.0),
                 },
                 Row::Object(key) => self.write_object(&mut batch, key),
+                Row::Tokens(uid) => self.write_tokens(&mut batch, uid),
             }
         }
         self.batch = batch;
@@ -437,6 +454,10 @@ impl Engine {
                 waiting.blocked_by = None;
                 self.dirty.insert(other.clone());
             }
+        }
+        if entry.record.source == Source::Api {
+            self.forget_unwanted();
+            self.ask_for_objects();
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::request::Kind;
 use coracle_pod::History;
+use coracle_pod::objects::TokenRequest;
 use coracle_runtime::image::Credential;
 use coracle_store::Record;
 use k8s_openapi::ByteString;
@@ -95,6 +96,45 @@ impl Record for SecretRecord {
     const KIND: &'static str = "secret";
     const VERSION: u16 = 1;
     const EXPORTED: bool = true;
+}
+
+/// The first token of each kind that the API server gave for a pod.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TokensRecord {
+    pub tokens: Vec<TokenRecord>,
+}
+
+/// One token, and what was asked for.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TokenRecord {
+    audience: String,
+    expiration_seconds: u64,
+    pub token: String,
+}
+
+impl TokenRecord {
+    pub(crate) fn new(request: &TokenRequest, token: String) -> TokenRecord {
+        let TokenRequest { audience, expiration_seconds } = request.clone();
+        TokenRecord { audience, expiration_seconds, token }
+    }
+
+    pub(crate) fn request(&self) -> TokenRequest {
+        TokenRequest { audience: self.audience.clone(), expiration_seconds: self.expiration_seconds }
+    }
+}
+
+impl fmt::Debug for TokensRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A token stays out of logs.
+        f.debug_struct("TokensRecord").field("tokens", &self.tokens.len()).finish_non_exhaustive()
+    }
+}
+
+impl Record for TokensRecord {
+    const KIND: &'static str = "tokens";
+    const VERSION: u16 = 1;
+    /// Others are asked for.
+    const EXPORTED: bool = false;
 }
 
 /// `coracle_pod::History`, whose durable part alone is serialized.

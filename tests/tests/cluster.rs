@@ -205,3 +205,51 @@ fn what_cannot_run_is_told_and_events_are_told() {
     let described = fleet.kubectl(&["describe", "pod", "crash"]).expect("described");
     assert!(described.contains("Started container main"), "{described}");
 }
+
+#[test]
+fn what_a_pod_names_comes_from_the_api_and_is_there_offline() {
+    let (mut fleet, mut board) = start("").expect("a cluster");
+    let config_map = |value: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{level: {value}}}\n")
+    };
+    fleet.apply(&config_map("one")).expect("applied");
+    // It waits for the secret, which comes later.
+    let script = "trap 'exit 0' TERM; echo $LEVEL $PASSWORD; while :; do sleep 1; done";
+    let more = "    env:\n    - {name: LEVEL, valueFrom: {configMapKeyRef: {name: settings, key: level}}}\n    - {name: PASSWORD, valueFrom: {secretKeyRef: {name: door, key: word}}}\n    volumeMounts:\n    - {name: files, mountPath: /etc/settings}\n    - {name: token, mountPath: /var/run/token}\n";
+    let volumes = "  serviceAccountName: default\n  volumes:\n  - {name: files, configMap: {name: settings}}\n  - {name: token, projected: {sources: [{serviceAccountToken: {path: token, expirationSeconds: 3600}}]}}\n";
+    fleet.apply(&(bound("reader", script, volumes) + more)).expect("applied");
+    until(&board, "it waits for its secret", || {
+        let pod = fleet.get(&["pod/reader"])?;
+        Ok((pod["status"]["phase"] == "Pending" && pod["status"]["startTime"].is_string()).then_some(()))
+    })
+    .expect("waits");
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: door}\nstringData: {word: sesame}\n";
+    fleet.apply(secret).expect("applied");
+    ready(&fleet, &board, "reader").expect("runs");
+    let inside = |board: &Board, command: &str| board.run(&["exec", "reader", "--", "sh", "-c", command]);
+    assert_eq!(board.run(&["logs", "reader"]).expect("a log").trim(), "one sesame");
+    let token = inside(&board, "cat /var/run/token/token").expect("a token");
+    assert_eq!(token.split('.').count(), 3, "a JWT");
+
+    fleet.apply(&config_map("two")).expect("applied");
+    until(&board, "the file follows", || {
+        Ok((inside(&board, "cat /etc/settings/level")? == "two").then_some(()))
+    })
+    .expect("follows");
+
+    fleet.kill_control().expect("killed");
+    let netns = board.netns().expect("its network").try_clone().expect("a handle");
+    board.power_cycle().expect("switched off and on");
+    board.use_netns(netns);
+    board.start_agent().expect("starts without its server");
+    board.wait("reader", "running again", running).expect("has what it needs");
+    assert_eq!(board.run(&["logs", "reader"]).expect("a log").trim(), "two sesame");
+    assert_eq!(inside(&board, "cat /etc/settings/level").expect("a file"), "two");
+    fleet.start_control().expect("serves again");
+    fleet.apply(&config_map("three")).expect("applied");
+    until(&board, "the file follows", || {
+        Ok((inside(&board, "cat /etc/settings/level")? == "three").then_some(()))
+    })
+    .expect("follows again");
+    fleet.kubectl(&["delete", "pod", "reader"]).expect("deleted");
+}

@@ -358,7 +358,6 @@ pub(crate) struct Collection {
     pub plural: &'static str,
 }
 
-#[expect(dead_code, reason = "taken into use piece by piece")]
 impl Collection {
     pub(crate) const CONFIG_MAPS: Collection = Collection { root: "/api/v1", plural: "configmaps" };
     pub(crate) const EVENTS: Collection = Collection { root: "/api/v1", plural: "events" };

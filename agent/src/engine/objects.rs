@@ -4,6 +4,7 @@
 //! that it names ([`Engine::look_at_objects_of`]); what of them it lacks, and that its volumes are behind, become facts for
 //! the plan. Nothing here shows what a secret holds: not in refusals, events or logs.
 
+use super::heard::Heard;
 use super::{Engine, Row};
 use crate::record::{ObjectRecord, SecretRecord, Source};
 use crate::request::{Kind, Outcome, Refusal};
@@ -87,10 +88,15 @@ impl Table {
         self.known.insert(key(&record), Known { record, keyed: Arc::new(keyed) });
     }
 
-    fn remove(&mut self, key: &Key) {
-        if let Some(known) = self.known.remove(key) {
-            self.bytes -= known.keyed.bytes();
-        }
+    /// Whether there was one.
+    fn remove(&mut self, key: &Key) -> bool {
+        let known = self.known.remove(key);
+        self.bytes -= known.as_ref().map_or(0, |known| known.keyed.bytes());
+        known.is_some()
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.known.keys()
     }
 
     pub(super) fn record(&self, key: &Key) -> Option<&ObjectRecord> {
@@ -98,14 +104,19 @@ impl Table {
     }
 
     /// What there is of what a pod's volumes and variables name.
-    fn view(&self, pod: &PodSpec, origin: Origin) -> Objects {
+    fn view(&self, pod: &PodSpec, origin: Origin, heard: &Heard) -> Objects {
         let find = |name: ObjectName| {
             let (namespace, kind) = (pod.namespace.clone(), name.kind.into());
             let key = Key { origin, kind, namespace, name: name.name.clone() };
             let known = self.known.get(&key).map(|known| known.keyed.clone());
-            (name, known.ok_or(Lack::NotFound))
+            let lack = || match origin {
+                Origin::Board => Lack::NotFound,
+                Origin::Api => heard.lack(&key),
+            };
+            (name, known.ok_or_else(lack))
         };
-        Objects { keyed: pod.object_names().into_iter().map(find).collect(), tokens: BTreeMap::new() }
+        let keyed = pod.object_names().into_iter().map(find).collect();
+        Objects { keyed, tokens: heard.tokens_of(&pod.uid) }
     }
 
     /// What a pull for this pod may use, in the order of its `imagePullSecrets`; and the kubelet's warning when some
@@ -287,15 +298,7 @@ impl Engine {
             },
             None => Outcome::Created,
         };
-        let bytes: usize = record.data.values().chain(record.binary_data.values()).map(|v| v.0.len()).sum();
-        let full = outcome == Outcome::Created && self.objects.known.len() >= OBJECTS_MAX
-            || self.objects.bytes.saturating_add(bytes) > OBJECTS_BYTES_MAX;
-        if full {
-            let message = format!(
-                "this board keeps at most {OBJECTS_MAX} ConfigMaps and Secrets, of {OBJECTS_BYTES_MAX} bytes together"
-            );
-            return Err(Refusal { code: 403, reason: "Forbidden", message });
-        }
+        self.has_room(&record, outcome == Outcome::Created)?;
         self.objects.put(record);
         self.object_changed(&key);
         Ok(outcome)
@@ -339,19 +342,53 @@ impl Engine {
         }
     }
 
-    fn forget_object(&mut self, key: &Key) {
-        self.objects.remove(key);
-        self.object_changed(key);
+    /// The API server's word, which replaces whatever was known.
+    pub(super) fn replace_object(&mut self, record: ObjectRecord) -> Result<(), Refusal> {
+        let key = key(&record);
+        if self.objects.record(&key) == Some(&record) {
+            return Ok(());
+        }
+        self.has_room(&record, !self.objects.known.contains_key(&key))?;
+        self.objects.put(record);
+        self.object_changed(&key);
+        Ok(())
+    }
+
+    /// Whether one more, or another in its place, may be kept.
+    fn has_room(&self, record: &ObjectRecord, is_new: bool) -> Result<(), Refusal> {
+        let bytes: usize = record.data.values().chain(record.binary_data.values()).map(|v| v.0.len()).sum();
+        let full = is_new && self.objects.known.len() >= OBJECTS_MAX
+            || self.objects.bytes.saturating_add(bytes) > OBJECTS_BYTES_MAX;
+        if full {
+            let message = format!(
+                "this board keeps at most {OBJECTS_MAX} ConfigMaps and Secrets, of {OBJECTS_BYTES_MAX} bytes together"
+            );
+            return Err(Refusal { code: 403, reason: "Forbidden", message });
+        }
+        Ok(())
+    }
+
+    /// Removes one; that nobody has it is no error.
+    pub(super) fn forget_object(&mut self, key: &Key) {
+        match self.objects.remove(key) {
+            true => self.object_changed(key),
+            false => self.look_at_users_of(key),
+        }
     }
 
     /// An object came, went, or has other values: it is to be stored, and whoever names it looks again.
     fn object_changed(&mut self, key: &Key) {
         self.save(Row::Object(key.clone()));
+        self.look_at_users_of(key);
+    }
+
+    fn look_at_users_of(&mut self, key: &Key) {
         let names = |entry: &super::Entry| {
             let named = |n: &ObjectName| Kind::from(n.kind) == key.kind && n.name == key.name;
             Origin::from(&entry.record.source) == key.origin
                 && entry.spec.namespace == key.namespace
-                && entry.spec.object_names().iter().any(named)
+                && (entry.spec.object_names().iter().any(named)
+                    || (key.kind == Kind::Secret && entry.spec.image_pull_secrets.contains(&key.name)))
         };
         let users: Vec<PodUid> =
             self.pods.iter().filter(|(_, e)| names(e)).map(|(uid, _)| uid.clone()).collect();
@@ -363,7 +400,7 @@ impl Engine {
     /// What a pod can have of what it names, now.
     pub(super) fn look_at_objects_of(&mut self, uid: &PodUid) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
-        let objects = self.objects.view(&entry.spec, (&entry.record.source).into());
+        let objects = self.objects.view(&entry.spec, (&entry.record.source).into(), &self.heard);
         if *entry.objects != objects {
             entry.objects = Arc::new(objects);
             entry.files_wanted += 1;
@@ -371,6 +408,7 @@ impl Engine {
         entry.observed.unmet = coracle_pod::objects::unmet(&entry.spec, &entry.objects);
         entry.look_at_files();
         self.dirty.insert(uid.clone());
+        self.ask_for_objects();
     }
 
     /// An object as it is, or that it is not, into a batch.
