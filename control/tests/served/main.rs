@@ -10,6 +10,7 @@ mod enroll;
 mod etcd;
 mod eviction;
 mod kubectl;
+mod leader;
 mod lifecycle;
 mod node;
 mod ownership;

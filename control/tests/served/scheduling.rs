@@ -21,7 +21,7 @@ pub fn board(name: &str, cpu: &str) -> Value {
     })
 }
 
-fn pod(name: &str, cpu: &str) -> String {
+pub fn pod(name: &str, cpu: &str) -> String {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
