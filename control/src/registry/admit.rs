@@ -1,7 +1,7 @@
 //! What a new object needs of others before it is validated: upstream's admission plugins that are always on.
 //!
 //! NamespaceLifecycle (its namespace exists and stays), ServiceAccount (a pod's account, its token's volume), Priority,
-//! DefaultTolerationSeconds, TaintNodesByCondition.
+//! LimitRanger ([`super::limits`]), DefaultTolerationSeconds, TaintNodesByCondition.
 
 use super::{Registry, Resource, Target, load, meta, random_suffix, refused, seal};
 use crate::auth::Identity;
@@ -29,6 +29,7 @@ impl Registry {
         if target.resource.kind == "Pod" && target.resource.group.is_empty() {
             self.admit_service_account(target, object).await?;
             self.admit_priority(target, object).await?;
+            self.admit_limits(target, object).await?;
             tolerate_lost_nodes(object);
         }
         if target.resource.kind == "Node" {

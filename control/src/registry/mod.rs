@@ -17,6 +17,7 @@ mod allocate;
 mod delete;
 mod evict;
 mod judge;
+mod limits;
 mod list;
 mod meta;
 pub mod options;

@@ -104,3 +104,28 @@ fn important_pods_make_room_and_figures_are_asked_for() {
         assert!(metrics.contains(line), "{metrics}");
     }
 }
+
+#[test]
+fn limit_ranges_give_and_refuse() {
+    let control = Control::start(&[]);
+    let kubectl = Kubectl(&control);
+    let range = json!({
+        "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "r"},
+        "spec": {"limits": [{
+            "type": "Container", "default": {"cpu": "1"}, "defaultRequest": {"cpu": "250m"}, "max": {"cpu": "2"},
+        }]},
+    });
+    kubectl.run(&["create", "-f", "-"], &range.to_string()).expect("made");
+    kubectl.ok(&["run", "modest", "--image=app:1"]);
+    let path =
+        "jsonpath={.spec.containers[0].resources.requests.cpu} {.spec.containers[0].resources.limits.cpu}";
+    assert_eq!(kubectl.ok(&["get", "pod", "modest", "-o", path]), "250m 1");
+    let mut greedy: Value = serde_json::from_str(&pod("greedy", "1")).expect("JSON");
+    greedy["spec"]["containers"][0]["resources"]["limits"] = json!({"cpu": "3"});
+    let refused = kubectl.run(&["create", "-f", "-"], &greedy.to_string()).expect_err("refused");
+    assert!(
+        refused
+            .contains("pods \"greedy\" is forbidden: maximum cpu usage per Container is 2, but limit is 3"),
+        "{refused}"
+    );
+}
