@@ -169,30 +169,32 @@ mod tests {
         }
     }
 
+    /// Path, content, mode, owner.
+    type Written<'a> = (&'a str, &'a str, u32, Option<u32>);
+
     #[test]
     fn volumes_hold_what_the_kubelet_would_write() {
-        let check =
-            |security: &str, volume: &str, expected: Result<&[(&str, &str, u32, Option<u32>)], &str>| {
-                let pod = pod(security, volume);
-                let mut found = payloads(&pod, &objects(), &PodFacts::default());
-                let found = found.remove("v").expect("the volume is one of files");
-                let found = found.map_err(|e| e.to_string()).map(|files| {
-                    files
-                        .into_iter()
-                        .map(|(path, file)| {
-                            let text = String::from_utf8(file.data).expect("text");
-                            (path, text, file.mode, file.owner)
-                        })
-                        .collect::<Vec<_>>()
-                });
-                let expected = expected.map_err(String::from).map(|files| {
-                    files
-                        .iter()
-                        .map(|(path, text, mode, owner)| ((*path).into(), (*text).into(), *mode, *owner))
-                        .collect::<Vec<_>>()
-                });
-                assert_eq!(found, expected, "{volume}");
-            };
+        let check = |security: &str, volume: &str, expected: Result<&[Written<'_>], &str>| {
+            let pod = pod(security, volume);
+            let mut found = payloads(&pod, &objects(), &PodFacts::default());
+            let found = found.remove("v").expect("the volume is one of files");
+            let found = found.map_err(|e| e.to_string()).map(|files| {
+                files
+                    .into_iter()
+                    .map(|(path, file)| {
+                        let text = String::from_utf8(file.data).expect("text");
+                        (path, text, file.mode, file.owner)
+                    })
+                    .collect::<Vec<_>>()
+            });
+            let expected = expected.map_err(String::from).map(|files| {
+                files
+                    .iter()
+                    .map(|(path, text, mode, owner)| ((*path).into(), (*text).into(), *mode, *owner))
+                    .collect::<Vec<_>>()
+            });
+            assert_eq!(found, expected, "{volume}");
+        };
         let plain = "{}";
         check(
             plain,

@@ -94,7 +94,7 @@ mod tests {
             let text = format!(r#"{{"metadata": {{"name": "m"}}, "data": {{"{key}": "v"}}}}"#);
             let map = told(config_map(&serde_json::from_str(&text).expect("JSON")));
             let text = format!(r#"{{"metadata": {{"name": "m"}}, "stringData": {{"{key}": "v"}}}}"#);
-            let secret = told(self::secret(&serde_json::from_str(&text).expect("JSON")));
+            let secret = told(secret(&serde_json::from_str(&text).expect("JSON")));
             assert_eq!(map, secret, "{key}");
             let found = map.err();
             assert_eq!(found.is_some(), expected.is_some(), "{key}: {found:?}");
