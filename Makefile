@@ -9,7 +9,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 VM_TEST = $(CARGO) test --locked --workspace --features coracle-tests/vm
 VM_TESTS = $(VM_TEST) --no-run && $(CARGO) build --locked --workspace && $(VM_TEST) --test vm -- --test-threads=1 --nocapture
 
-.PHONY: all build run test check deny bench sim powercut deps rust kubectl cross deb package-arm64 package-armhf package-amd64 \
+.PHONY: all build run demo test check deny bench sim powercut deps rust kubectl cross deb package-arm64 package-armhf package-amd64 \
     test-native test-vm test-arm test-armhf test-power bench-vm
 
 all: build
@@ -42,6 +42,12 @@ build: deps
 run: build
 	$(CARGO) build --release --locked -p coracle-tests --bin demo
 	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/demo
+
+# A control plane and three boards on this machine; Ctrl-C and DEMO_EXIT=1 as with run.
+demo: build kubectl
+	$(CARGO) build --release --locked -p coracle-control
+	$(CARGO) build --release --locked -p coracle-tests --bin fleet_demo
+	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/fleet_demo
 
 test: check deny test-native test-vm
 

@@ -81,7 +81,8 @@ fn compile(profile: &OsStr, out: &Path) -> Result<(), String> {
         }
     };
     let program = crate::seccomp::compile(&parsed).map_err(text)?;
-    let temporary = out.with_extension("tmp");
+    // Several containers may start at once, each with a helper that compiles the same profile.
+    let temporary = out.with_extension(format!("{}.tmp", std::process::id()));
     std::fs::write(&temporary, program).map_err(|e| format!("{}: {e}", temporary.display()))?;
     std::fs::rename(&temporary, out).map_err(|e| format!("{}: {e}", out.display()))
 }

@@ -1,7 +1,7 @@
 //! Starting the agent where it must not: each refusal is one line and has its own exit code, and nothing is changed.
 
 use coracle_store::{Batch, Record, Store};
-use coracle_tests::agent::Board;
+use coracle_tests::agent::{Board, binary};
 use serde::{Deserialize, Serialize};
 
 /// A pod as some later version will keep it.
@@ -56,4 +56,24 @@ fn wrong_configuration_and_a_second_agent_have_exit_codes_of_their_own() {
     check(&["agent", "--config", config], 3, "broken.toml:2:");
     check(&["agent"], 5, "another coracle agent uses");
     check(&["teardown"], 5, "another coracle agent uses");
+}
+
+/// Containers that start at once compiled one profile by one temporary name, and all but the first failed.
+#[test]
+fn helpers_that_compile_one_profile_at_once_do_not_meet() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let out = dir.path().join("default.bpf");
+    for round in 0..5 {
+        let helpers: Vec<_> = (0..8)
+            .map(|_| {
+                let mut helper = std::process::Command::new(binary("coracle").expect("built"));
+                helper.args(["rt", "seccomp", "default:a80425fb"]).arg(&out).spawn().expect("starts")
+            })
+            .collect();
+        for mut helper in helpers {
+            assert!(helper.wait().expect("ends").success(), "round {round}");
+        }
+        std::fs::remove_file(&out).expect("one is there");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 0, "nothing else is");
+    }
 }

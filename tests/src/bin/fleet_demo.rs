@@ -52,7 +52,6 @@ fn main() -> Result<()> {
         )?;
         stop.wait()?;
     }
-    fleet.kubectl(&["delete", "pod", "-l", "app=demo"])?;
     boards.into_iter().for_each(drop::<Board>);
     drop(fleet);
     writeln!(out, "\nThe control plane and the boards are gone, and nothing of them is left.")?;
