@@ -96,7 +96,10 @@ pub(crate) fn start(link: Link, config: &Config, context: &Context) {
         client: client.clone(),
         board: board.clone(),
         labels: config.cluster.labels.clone().into_iter().chain(credentials.labels()).collect(),
-        memory_available_bytes: config.eviction_memory_available_bytes,
+        thresholds: node_status::Thresholds {
+            memory_available_bytes: config.eviction_memory_available_bytes,
+            disk_available_percent: config.eviction_disk_available_percent,
+        },
         port: port.into(),
         interval,
         report_interval: Duration::from_secs(config.cluster.status_report_seconds),

@@ -41,6 +41,8 @@ pub struct Config {
     pub log_files_max: u32,
     /// Pods are evicted while tasks wait for memory and less than this is available; 0 = never. The kubelet's default.
     pub eviction_memory_available_bytes: u64,
+    /// The node is under disk pressure while less than this part of its disk is available; 0 = never. The kubelet's default.
+    pub eviction_disk_available_percent: u8,
     /// Images.
     pub image: ImageSettings,
     /// The API server.
@@ -133,6 +135,7 @@ impl Default for Config {
             log_bytes_max: 10 << 20,
             log_files_max: 3,
             eviction_memory_available_bytes: 100 << 20,
+            eviction_disk_available_percent: 10,
             image: ImageSettings::default(),
             cluster: ClusterSettings::default(),
         }

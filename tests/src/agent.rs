@@ -58,7 +58,9 @@ impl Board {
         crate::image::Image::busybox("example.test/busybox:1")?
             .write_oci_archive(&preload.join("busybox.tar"))?;
         crate::image::Image::web("example.test/web:1")?.write_docker_archive(&preload.join("web.tar"))?;
-        fs::write(dir.path().join("config.toml"), format!("name = \"{name}\"\n{config}\n"))?;
+        // However full this machine's disk is: boards that have no room take no pods.
+        let own = format!("name = \"{name}\"\neviction_disk_available_percent = 0\n");
+        fs::write(dir.path().join("config.toml"), format!("{own}{config}\n"))?;
         Ok(Board { dir, name, agent: None, netns: None, own_mounts: false })
     }
 

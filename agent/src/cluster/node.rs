@@ -6,7 +6,7 @@
 
 use super::backoff::{Backoff, spread};
 use super::client::{Client, ClientError, Collection};
-use super::node_status::{self, Facts};
+use super::node_status::{self, Facts, Thresholds};
 use coracle_api::patch::PatchType;
 use coracle_runtime::board::Board;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
@@ -26,7 +26,7 @@ pub(crate) struct Registrar {
     /// From the configuration.
     pub labels: BTreeMap<String, String>,
     /// Less than this available is memory pressure; 0 = never.
-    pub memory_available_bytes: u64,
+    pub thresholds: Thresholds,
     /// Where the kubelet's API is served.
     pub port: i32,
     /// Between looks at what may have changed.
@@ -78,7 +78,7 @@ impl Registrar {
             warn!(%error, "the images of the node's status are missing");
             Vec::new()
         });
-        facts.look(&self.board, &images, self.memory_available_bytes);
+        facts.look(&self.board, &images, self.thresholds);
         let before = match told {
             Some(told) => told.status.clone(),
             None => self.register(name).await?.status.unwrap_or_default(),

@@ -19,8 +19,7 @@ const IMAGES_MAX: usize = 50;
 const NAMES_MAX: usize = 5;
 /// Pressure that is over is still told of for so long (kubelet: `evictionPressureTransitionPeriod`).
 const PRESSURE_SECONDS: i64 = 300;
-/// Percent of the disk (kubelet: `nodefs.available<10%`), and of the process ids, below which there is pressure.
-const DISK_AVAILABLE_PERCENT: u64 = 10;
+/// Percent of the process ids below which there is pressure.
 const PIDS_AVAILABLE_PERCENT: u64 = 5;
 /// The API that the agent follows, and itself.
 const VERSION: &str = concat!("v1.35.0+coracle.", env!("CARGO_PKG_VERSION"));
@@ -38,6 +37,7 @@ pub(crate) struct Facts {
     memory_reserved_bytes: u64,
     pods: u64,
     disk_bytes: u64,
+    disk_reserved_bytes: u64,
     images: Vec<ContainerImage>,
     info: NodeSystemInfo,
     memory_pressure: bool,
@@ -45,9 +45,17 @@ pub(crate) struct Facts {
     pid_pressure: bool,
 }
 
+/// Below which a node is under pressure; 0 = never.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Thresholds {
+    pub memory_available_bytes: u64,
+    pub disk_available_percent: u8,
+}
+
 impl Facts {
     /// Looks again. Blocking, briefly: files of the kernel.
-    pub(crate) fn look(&mut self, board: &Board, images: &[Image], memory_available_bytes: u64) {
+    pub(crate) fn look(&mut self, board: &Board, images: &[Image], thresholds: Thresholds) {
+        let Thresholds { memory_available_bytes, disk_available_percent } = thresholds;
         let capacity = board.capacity();
         let settings = board.settings();
         self.name.clone_from(&settings.node_name);
@@ -67,7 +75,8 @@ impl Facts {
             let block = wide(disk.fragment_size());
             self.disk_bytes = wide(disk.blocks()).saturating_mul(block);
             let available = wide(disk.blocks_available()).saturating_mul(block);
-            self.disk_pressure = available < self.disk_bytes / 100 * DISK_AVAILABLE_PERCENT;
+            self.disk_reserved_bytes = self.disk_bytes / 100 * u64::from(disk_available_percent);
+            self.disk_pressure = available < self.disk_reserved_bytes;
         }
         self.pid_pressure =
             pids().is_some_and(|(used, max)| max.saturating_sub(used) < max * PIDS_AVAILABLE_PERCENT / 100);
@@ -92,7 +101,7 @@ pub(crate) fn status(facts: &Facts, port: i32, before: &NodeStatus, now: jiff::T
         .collect()
     };
     let allocatable_memory = facts.memory_bytes.saturating_sub(facts.memory_reserved_bytes);
-    let allocatable_disk = facts.disk_bytes / 100 * (100 - DISK_AVAILABLE_PERCENT);
+    let allocatable_disk = facts.disk_bytes.saturating_sub(facts.disk_reserved_bytes);
     let addresses = facts.addresses.iter().map(|ip| ("InternalIP", ip)).chain([("Hostname", &facts.name)]);
     NodeStatus {
         capacity: Some(quantities(facts.memory_bytes, facts.disk_bytes)),
@@ -308,6 +317,7 @@ mod tests {
             memory_reserved_bytes: 100 << 20,
             pods: 110,
             disk_bytes: 1000,
+            disk_reserved_bytes: 100,
             ..Facts::default()
         }
     }
