@@ -17,6 +17,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -30,6 +31,10 @@ const FILES: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
     .union(AddWatchFlags::IN_MOVED_FROM)
     .union(AddWatchFlags::IN_DELETE)
     .union(AddWatchFlags::IN_ATTRIB);
+/// Until a file that is being written is looked at again, and at most, for as long as it stays so. Its close is an event, but the
+/// kernel tells of it a moment before it counts the writer out (fs/file_table.c, `__fput`): whoever is quick sees it open still.
+const BUSY: Duration = Duration::from_millis(50);
+const BUSY_MAX: Duration = Duration::from_secs(30);
 /// What happens to the directory itself.
 const PLACE: AddWatchFlags = AddWatchFlags::IN_MOVE_SELF.union(AddWatchFlags::IN_DELETE_SELF);
 
@@ -55,6 +60,8 @@ pub(crate) struct ManifestDirectory {
     /// It was moved away, and its parent is watched.
     missing: bool,
     seen: BTreeMap<String, (Identity, FileManifest)>,
+    /// A file was open for writing when it was looked at.
+    busy: bool,
 }
 
 struct Watch(Inotify);
@@ -70,25 +77,33 @@ impl ManifestDirectory {
     pub(crate) fn open(path: &Path) -> io::Result<ManifestDirectory> {
         fs::create_dir_all(path)?;
         let (inotify, missing) = inotify(path)?;
-        Ok(ManifestDirectory { path: path.into(), inotify, missing, seen: BTreeMap::new() })
+        Ok(ManifestDirectory { path: path.into(), inotify, missing, busy: false, seen: BTreeMap::new() })
     }
 
     /// Tells the engine of each change, for ever.
     pub(crate) async fn watch(mut self, engine: mpsc::Sender<Message>) {
+        let mut pause = BUSY;
         loop {
-            let mut ready = match self.inotify.readable().await {
-                Ok(ready) => ready,
-                Err(error) => {
-                    tracing::error!(%error, "the manifest directory is no longer watched; restart the agent");
-                    return;
-                }
+            let ready = tokio::select! {
+                ready = self.inotify.readable() => Some(ready),
+                () = tokio::time::sleep(pause), if self.busy => None,
             };
             // The events only say that something changed; the directory says what.
             let mut moved = self.missing;
-            while let Ok(events) = ready.get_inner().0.read_events() {
-                moved |= events.iter().any(|event| event.mask.intersects(PLACE));
+            match ready {
+                Some(Ok(mut ready)) => {
+                    while let Ok(events) = ready.get_inner().0.read_events() {
+                        moved |= events.iter().any(|event| event.mask.intersects(PLACE));
+                    }
+                    ready.clear_ready();
+                    pause = BUSY;
+                }
+                Some(Err(error)) => {
+                    tracing::error!(%error, "the manifest directory is no longer watched; restart the agent");
+                    return;
+                }
+                None => pause = (2 * pause).min(BUSY_MAX),
             }
-            ready.clear_ready();
             if moved {
                 match inotify(&self.path) {
                     Ok((inotify, missing)) => (self.inotify, self.missing) = (inotify, missing),
@@ -115,6 +130,7 @@ impl ManifestDirectory {
             }
         };
         let mut seen = BTreeMap::new();
+        self.busy = false;
         for entry in entries.filter_map(Result::ok) {
             let Ok(name) = entry.file_name().into_string() else { continue };
             let known = [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end));
@@ -136,8 +152,11 @@ impl ManifestDirectory {
                 seen.insert(name, (identity, file.clone()));
             } else if let Some(objects) = read_file(&entry.path()) {
                 seen.insert(name.clone(), (identity, FileManifest { name, objects }));
-            } else if let Some(before) = known {
-                seen.insert(name, before.clone());
+            } else {
+                self.busy = true;
+                if let Some(before) = known {
+                    seen.insert(name, before.clone());
+                }
             }
         }
         self.seen = seen;
@@ -202,4 +221,19 @@ pub(crate) fn fresh_uid() -> String {
 fn uuid(bytes: &[u8]) -> String {
     let hex: String = bytes.iter().take(16).map(|b| format!("{b:02x}")).collect();
     format!("{}-{}-8{}-a{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_is_being_written_is_looked_at_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut manifests = ManifestDirectory::open(dir.path()).expect("watched");
+        let file = fs::File::create(dir.path().join("pod.yaml")).expect("made");
+        assert!(manifests.read().is_empty() && manifests.busy, "somebody writes it");
+        drop(file);
+        assert!(manifests.read().len() == 1 && !manifests.busy, "it is whole");
+    }
 }
