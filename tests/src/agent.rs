@@ -329,6 +329,19 @@ impl Board {
         Ok(last)
     }
 
+    /// Asks again and again until there is an answer, for what has no event that a test could wait for.
+    pub fn until<T>(&self, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        let end = Instant::now() + deadline();
+        loop {
+            if let Some(found) = ask()? {
+                return Ok(found);
+            }
+            if Instant::now() > end {
+                bail!("not before the deadline: {what}\n{}", self.log());
+            }
+        }
+    }
+
     /// Waits until no pod of this name is left.
     pub fn wait_gone(&self, name: &str) -> Result<()> {
         let list = self.get("/pods")?;

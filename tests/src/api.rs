@@ -1,6 +1,5 @@
 //! A client of the API that is as quick as the benches need, and says what it got.
 
-use crate::agent::in_namespace;
 use crate::fleet::{ADDRESS, Fleet, PORT};
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
@@ -131,11 +130,8 @@ impl Lines {
     }
 }
 
-/// Runs this in the fleet's namespace, on a runtime of its own.
+/// Runs this in the fleet's namespace, as the administrator.
 pub fn run<T: Send>(fleet: &Fleet, work: impl AsyncFnOnce(Access) -> Result<T> + Send) -> Result<T> {
     let access = Access::of(fleet)?;
-    in_namespace(fleet.netns(), || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(work(access))
-    })?
+    fleet.block_on(async || work(access).await)
 }

@@ -150,10 +150,12 @@ impl Fleet {
         Ok(text(&output.stdout))
     }
 
-    /// Takes a board's cable out, or puts it back.
-    pub fn set_link(&self, n: u8, up: bool) -> Result<()> {
-        let state = if up { "up" } else { "down" };
-        in_namespace(&self.netns, || ip(&format!("link set board{n} {state}")))?
+    /// A board that has joined, with its agent running; when it is back, its node is there and not yet ready perhaps.
+    pub fn joined_board(&mut self, config: &str) -> Result<Board> {
+        let mut board = self.board(config)?;
+        board.join(&self.join_line()?)?;
+        board.start_agent()?;
+        Ok(board)
     }
 
     /// From now on this kubectl is driven, not the machine's.
@@ -167,6 +169,14 @@ impl Fleet {
         // Its cache of discovery must not be another server's.
         command.env("HOME", self.dir.path()).env("KUBECONFIG", self.kubeconfig()).args(arguments);
         command
+    }
+
+    /// Runs this in the fleet's namespace, on a runtime of its own.
+    pub fn block_on<T: Send>(&self, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
+        in_namespace(&self.netns, || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(work())
+        })?
     }
 
     /// Starts what was prepared by [`Fleet::kubectl_command`].

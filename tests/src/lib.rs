@@ -8,6 +8,8 @@
 pub mod agent;
 pub mod api;
 pub mod census;
+pub mod demo;
+pub mod figures;
 pub mod fleet;
 pub mod image;
 pub mod manifest;

@@ -1,7 +1,7 @@
 //! Clients that nobody wrote for us: kube-rs, Python's `kubernetes`, and kubectl as old and as new as there is.
 
 use anyhow::{Context, Result};
-use coracle_tests::agent::{deadline, in_namespace};
+use coracle_tests::agent::deadline;
 use coracle_tests::fleet::{Fleet, client};
 use futures_util::TryStreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -16,14 +16,11 @@ use std::process::{Command, Stdio};
 /// Runs this with a kube-rs client in the fleet's namespace.
 fn with_kube(fleet: &Fleet, work: impl AsyncFnOnce(Client) -> Result<()> + Send) -> Result<()> {
     let kubeconfig = Kubeconfig::read_from(fleet.kubeconfig())?;
-    in_namespace(fleet.netns(), || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-            let client = Client::try_from(config)?;
-            tokio::time::timeout(deadline(), work(client)).await.context("kube-rs waits for ever")?
-        })
-    })?
+    fleet.block_on(async || {
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        let client = Client::try_from(config)?;
+        tokio::time::timeout(deadline(), work(client)).await.context("kube-rs waits for ever")?
+    })
 }
 
 fn config_map(name: &str, value: &str) -> Result<ConfigMap> {

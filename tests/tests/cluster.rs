@@ -1,11 +1,10 @@
 //! Boards as nodes of a cluster: the real agent against the real control plane, driven by a stock kubectl.
 
-use anyhow::{Context, Result, ensure};
-use coracle_tests::agent::{Board, deadline};
+use anyhow::{Context, Result};
+use coracle_tests::agent::Board;
 use coracle_tests::fleet::Fleet;
 use coracle_tests::manifest::{SLEEP, first, pod, running};
 use serde_json::Value;
-use std::time::Instant;
 
 /// A control plane, and one board that belongs to it, with its node registered.
 fn start(config: &str) -> Result<(Fleet, Board)> {
@@ -18,21 +17,10 @@ fn start(config: &str) -> Result<(Fleet, Board)> {
 }
 
 fn registered(fleet: &Fleet, board: &Board) -> Result<()> {
-    until(board, "the node is registered", || {
+    board.until("the node is registered", || {
         Ok(fleet.kubectl(&["get", "nodes", "-o", "name"])?.contains("node/board-1").then_some(()))
     })?;
     fleet.wait(&["node/board-1", "--for=condition=Ready"]).with_context(|| board.log()).map(drop)
-}
-
-/// Asks again and again, for what has no event that a test could wait for.
-fn until<T>(board: &Board, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let end = Instant::now() + deadline();
-    loop {
-        if let Some(found) = ask()? {
-            return Ok(found);
-        }
-        ensure!(Instant::now() < end, "not before the deadline: {what}\n{}", board.log());
-    }
 }
 
 /// A pod as the API takes it, bound to the board.
@@ -112,11 +100,12 @@ fn an_offline_board_runs_its_pods_and_is_adopted_when_the_api_is_back() {
     assert_eq!(rebooted["metadata"]["uid"], before["metadata"]["uid"]);
     assert_eq!(first(&rebooted)["restartCount"], 1);
     fleet.start_control().expect("serves again");
-    let told = until(&board, "what happened offline is told", || {
-        let pod = fleet.get(&["pod/web"])?;
-        Ok((first(&pod)["restartCount"] == 1 && running(&pod)).then_some(pod))
-    })
-    .expect("told");
+    let told = board
+        .until("what happened offline is told", || {
+            let pod = fleet.get(&["pod/web"])?;
+            Ok((first(&pod)["restartCount"] == 1 && running(&pod)).then_some(pod))
+        })
+        .expect("told");
     assert_eq!(identity(&told), identity(&rebooted), "the same pod, the same containers");
     assert_eq!(told["status"]["startTime"], before["status"]["startTime"]);
 }
@@ -144,7 +133,7 @@ fn a_pod_of_the_board_has_a_mirror_pod() {
     let (fleet, board) = start("").expect("a cluster");
     board.manifest("own.yaml", &pod("own", SLEEP, "")).expect("written");
     let mirror =
-        until(&board, "the mirror pod is there", || Ok(fleet.get(&["pod/own-board-1"]).ok())).expect("there");
+        board.until("the mirror pod is there", || Ok(fleet.get(&["pod/own-board-1"]).ok())).expect("there");
     let mirror_uid = mirror["metadata"]["uid"].clone();
     let local = board.wait("own", "running", running).expect("runs");
     let shown = ready(&fleet, &board, "own-board-1").expect("told to run");
@@ -153,21 +142,23 @@ fn a_pod_of_the_board_has_a_mirror_pod() {
     assert_eq!(identity(&shown)[1..], identity(&local)[1..]);
 
     fleet.kubectl(&["delete", "pod", "own-board-1", "--wait=false"]).expect("deleted");
-    until(&board, "another mirror pod", || {
-        let pod = fleet.get(&["pod/own-board-1"]).ok();
-        Ok(pod.filter(|pod| pod["metadata"]["uid"] != mirror_uid && running(pod)))
-    })
-    .expect("made anew");
+    board
+        .until("another mirror pod", || {
+            let pod = fleet.get(&["pod/own-board-1"]).ok();
+            Ok(pod.filter(|pod| pod["metadata"]["uid"] != mirror_uid && running(pod)))
+        })
+        .expect("made anew");
     let still = board.wait("own", "running", running).expect("runs on");
     assert_eq!(identity(&still), identity(&local), "the pod itself is the board's");
 
     // A pod of the API may not take the place of the board's own.
     fleet.apply(&bound("own", SLEEP, "")).expect("applied");
-    let refused = until(&board, "refused", || {
-        let pod = fleet.get(&["pod/own"])?;
-        Ok((pod["status"]["phase"] == "Failed").then_some(pod))
-    })
-    .expect("refused");
+    let refused = board
+        .until("refused", || {
+            let pod = fleet.get(&["pod/own"])?;
+            Ok((pod["status"]["phase"] == "Failed").then_some(pod))
+        })
+        .expect("refused");
     assert_eq!(refused["status"]["reason"], "NameConflict");
     fleet.kubectl(&["delete", "pod", "own"]).expect("deleted");
 
@@ -179,11 +170,12 @@ fn a_pod_of_the_board_has_a_mirror_pod() {
 fn what_cannot_run_is_told_and_events_are_told() {
     let (fleet, board) = start("").expect("a cluster");
     fleet.apply(&bound("odd", SLEEP, "  runtimeClassName: kata\n")).expect("applied");
-    let odd = until(&board, "refused", || {
-        let pod = fleet.get(&["pod/odd"])?;
-        Ok((pod["status"]["phase"] == "Failed").then_some(pod))
-    })
-    .expect("refused");
+    let odd = board
+        .until("refused", || {
+            let pod = fleet.get(&["pod/odd"])?;
+            Ok((pod["status"]["phase"] == "Failed").then_some(pod))
+        })
+        .expect("refused");
     assert_eq!(odd["status"]["reason"], "UnexpectedAdmissionError");
     assert!(
         odd["status"]["message"].as_str().is_some_and(|m| m.contains("spec.runtimeClassName")),
@@ -191,13 +183,14 @@ fn what_cannot_run_is_told_and_events_are_told() {
     );
 
     fleet.apply(&bound("crash", "exit 3", "  restartPolicy: Never\n")).expect("applied");
-    let crash = until(&board, "failed", || {
-        let pod = fleet.get(&["pod/crash"])?;
-        Ok((pod["status"]["phase"] == "Failed").then_some(pod))
-    })
-    .expect("failed");
+    let crash = board
+        .until("failed", || {
+            let pod = fleet.get(&["pod/crash"])?;
+            Ok((pod["status"]["phase"] == "Failed").then_some(pod))
+        })
+        .expect("failed");
     assert_eq!(first(&crash)["state"]["terminated"]["exitCode"], 3);
-    let events = until(&board, "its events", || {
+    let events = board.until("its events", || {
         let events = fleet.kubectl(&["events", "--for", "pod/crash", "-o", "jsonpath={.items[*].reason}"])?;
         Ok(["Pulled", "Created", "Started"].iter().all(|reason| events.contains(reason)).then_some(events))
     });
@@ -218,11 +211,12 @@ fn what_a_pod_names_comes_from_the_api_and_is_there_offline() {
     let more = "    env:\n    - {name: LEVEL, valueFrom: {configMapKeyRef: {name: settings, key: level}}}\n    - {name: PASSWORD, valueFrom: {secretKeyRef: {name: door, key: word}}}\n    volumeMounts:\n    - {name: files, mountPath: /etc/settings}\n    - {name: token, mountPath: /var/run/token}\n";
     let volumes = "  serviceAccountName: default\n  volumes:\n  - {name: files, configMap: {name: settings}}\n  - {name: token, projected: {sources: [{serviceAccountToken: {path: token, expirationSeconds: 3600}}]}}\n";
     fleet.apply(&(bound("reader", script, volumes) + more)).expect("applied");
-    until(&board, "it waits for its secret", || {
-        let pod = fleet.get(&["pod/reader"])?;
-        Ok((pod["status"]["phase"] == "Pending" && pod["status"]["startTime"].is_string()).then_some(()))
-    })
-    .expect("waits");
+    board
+        .until("it waits for its secret", || {
+            let pod = fleet.get(&["pod/reader"])?;
+            Ok((pod["status"]["phase"] == "Pending" && pod["status"]["startTime"].is_string()).then_some(()))
+        })
+        .expect("waits");
     let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: door}\nstringData: {word: sesame}\n";
     fleet.apply(secret).expect("applied");
     ready(&fleet, &board, "reader").expect("runs");
@@ -232,10 +226,9 @@ fn what_a_pod_names_comes_from_the_api_and_is_there_offline() {
     assert_eq!(token.split('.').count(), 3, "a JWT");
 
     fleet.apply(&config_map("two")).expect("applied");
-    until(&board, "the file follows", || {
-        Ok((inside(&board, "cat /etc/settings/level")? == "two").then_some(()))
-    })
-    .expect("follows");
+    board
+        .until("the file follows", || Ok((inside(&board, "cat /etc/settings/level")? == "two").then_some(())))
+        .expect("follows");
 
     fleet.kill_control().expect("killed");
     let netns = board.netns().expect("its network").try_clone().expect("a handle");
@@ -247,9 +240,10 @@ fn what_a_pod_names_comes_from_the_api_and_is_there_offline() {
     assert_eq!(inside(&board, "cat /etc/settings/level").expect("a file"), "two");
     fleet.start_control().expect("serves again");
     fleet.apply(&config_map("three")).expect("applied");
-    until(&board, "the file follows", || {
-        Ok((inside(&board, "cat /etc/settings/level")? == "three").then_some(()))
-    })
-    .expect("follows again");
+    board
+        .until("the file follows", || {
+            Ok((inside(&board, "cat /etc/settings/level")? == "three").then_some(()))
+        })
+        .expect("follows again");
     fleet.kubectl(&["delete", "pod", "reader"]).expect("deleted");
 }

@@ -1,7 +1,7 @@
 //! Boards that join: the real agent and the real control plane, each in a network namespace of its own.
 
 use anyhow::{Result, ensure};
-use coracle_tests::agent::{Board, deadline, in_namespace};
+use coracle_tests::agent::{Board, in_namespace};
 use coracle_tests::fleet::Fleet;
 use coracle_tests::manifest::{SLEEP, pod, running};
 use rcgen::{
@@ -11,15 +11,7 @@ use sha2::Digest;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
-
-/// Asks again and again, for what has no event that a test could wait for.
-fn until(board: &Board, what: &str, mut ask: impl FnMut() -> Result<bool>) {
-    let end = Instant::now() + deadline();
-    while !ask().expect(what) {
-        assert!(Instant::now() < end, "not before the deadline: {what}\n{}", board.log());
-    }
-}
+use std::time::{Duration, SystemTime};
 
 fn cluster(board: &Board) -> PathBuf {
     board.root().join("cluster")
@@ -39,7 +31,8 @@ fn refused(board: &Board, line: &str) -> Result<String> {
 }
 
 fn ready(fleet: &Fleet, board: &Board, node: &str) {
-    until(board, "the node is there", || Ok(fleet.kubectl(&["get", "node", node]).is_ok()));
+    let there = || Ok(fleet.kubectl(&["get", "node", node]).ok());
+    board.until("the node is there", there).expect("registered");
     fleet.wait(&[&format!("node/{node}"), "--for=condition=Ready"]).expect("ready");
 }
 
@@ -73,15 +66,19 @@ fn a_running_board_joins_with_one_line_and_its_pods_do_not_notice() {
     let again = board.join(&line).expect("is no harm");
     assert!(again.contains("board-1 belongs to"), "{again}");
     // The kubelet port's certificate comes by itself, from the authority for kubelets.
-    until(&board, "a serving certificate", || Ok(cluster(&board).join("serving.crt").exists()));
+    let certificate = || Ok(cluster(&board).join("serving.crt").exists().then_some(()));
+    board.until("a serving certificate", certificate).expect("signed");
 
     let left = board.run(&["leave"]).expect("leaves");
     assert!(left.contains("kubectl delete node board-1"), "{left}");
-    until(&board, "the agent stands alone", || Ok(board.log().matches("starts anew").count() == 2));
+    let anew = || Ok((board.log().matches("starts anew").count() == 2).then_some(()));
+    board.until("the agent stands alone", anew).expect("it does");
     // It comes up anew in the same process: a request may meet it in between.
-    until(&board, "its pod runs", || {
-        Ok(board.coracle(&["ps", "own"])?.stdout.windows(7).any(|word| word == b"Running"))
-    });
+    let runs = || {
+        let listed = board.coracle(&["ps", "own"])?.stdout;
+        Ok(listed.windows(7).any(|word| word == b"Running").then_some(()))
+    };
+    board.until("its pod runs", runs).expect("runs on");
     assert_eq!(fs::read_dir(cluster(&board)).expect("a directory").count(), 0);
     // It came back with another key: the name is not given away, but by whoever may.
     let stolen = fleet.join_line().expect("a token");

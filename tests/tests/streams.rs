@@ -45,28 +45,9 @@ fn fleet() -> (Fleet, Board) {
 
 fn joined() -> Result<(Fleet, Board)> {
     let mut fleet = Fleet::start(&[])?;
-    let mut board = fleet.board("")?;
-    join(&mut fleet, &board)?;
-    board.start_agent()?;
+    let board = fleet.joined_board("")?;
     fleet.wait(&["node/board-1", "--for=condition=Ready"])?;
     Ok((fleet, board))
-}
-
-/// Gives the board a token of its node, by hand: enrolling is another test's.
-fn join(fleet: &mut Fleet, board: &Board) -> Result<()> {
-    const TOKEN: &str = "a-token-of-board-1-for-its-tests";
-    fleet.kill_control()?;
-    let tokens = fleet.data().join("tokens.csv");
-    let mut text = std::fs::read_to_string(&tokens)?;
-    text += &format!("{TOKEN},system:node:board-1,board-1,\"system:nodes\"\n");
-    std::fs::write(&tokens, text)?;
-    fleet.start_control()?;
-    let admin = std::fs::read_to_string(fleet.kubeconfig())?;
-    let token = admin.lines().find(|line| line.trim().starts_with("token:")).context("a token")?;
-    let kubeconfig = admin.replace(token, &format!("    token: {TOKEN}"));
-    let dir = board.root().join("cluster");
-    std::fs::create_dir_all(&dir)?;
-    Ok(std::fs::write(dir.join("kubeconfig"), kubeconfig)?)
 }
 
 /// What a command of kubectl prints, and how it ends.

@@ -3,10 +3,11 @@
 
 use anyhow::{Context, Result, ensure};
 use coracle_tests::agent::{Board, binary};
+use coracle_tests::figures::{self, Figures, median, milliseconds, rounded};
 use coracle_tests::tree;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -23,7 +24,7 @@ const START: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let out = std::env::args().nth(1).context("usage: bench FILE.json")?;
-    let mut figures = Map::new();
+    let mut figures = Figures::new();
     for runtime in ["runc", "crun"] {
         let alone = std::thread::spawn(move || peer(runtime));
         match alone.join().map_err(|_| anyhow::anyhow!("{runtime}: the bench panicked"))? {
@@ -35,27 +36,14 @@ fn main() -> Result<()> {
     pods(&mut figures)?;
     figures.insert("binary_bytes".into(), json!(fs::metadata(binary("coracle")?)?.len()));
     figures.insert("shim_binary_bytes".into(), json!(fs::metadata(binary("coracle-shim")?)?.len()));
-    let mut text = std::io::stdout();
-    for (name, value) in &figures {
-        writeln!(text, "{name:<36} {value}")?;
-    }
+    figures::print(&figures)?;
     let ratio = number(&figures, "start_to_process_ms_median") / number(&figures, "runc_ms_median");
-    writeln!(text, "container start is {ratio:.2} of runc's")?;
+    writeln!(std::io::stdout(), "container start is {ratio:.2} of runc's")?;
     Ok(fs::write(&out, serde_json::to_string_pretty(&figures)? + "\n")?)
 }
 
-fn number(figures: &Map<String, Value>, name: &str) -> f64 {
+fn number(figures: &Figures, name: &str) -> f64 {
     figures.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.get(values.len() / 2).copied().unwrap_or(f64::NAN);
-    (middle * 100.0).round() / 100.0
-}
-
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
 }
 
 /// Shows this thread, and what it starts, the unified half of a hybrid hierarchy as the only one: crun 1.8 knows no hybrid.
@@ -122,7 +110,7 @@ fn peer(runtime: &str) -> Result<f64> {
 }
 
 /// Restarts of one container: ordered to running, through shim and helper, as the agent itself tells it.
-fn container_start(figures: &mut Map<String, Value>) -> Result<()> {
+fn container_start(figures: &mut Figures) -> Result<()> {
     let board = Board::start("")?;
     let mut times = Vec::new();
     for round in 0..=ROUNDS {
@@ -155,7 +143,7 @@ fn pod(name: &str, script: &str, volumes: &str) -> String {
     )
 }
 
-fn pods(figures: &mut Map<String, Value>) -> Result<()> {
+fn pods(figures: &mut Figures) -> Result<()> {
     let board = Board::start("")?;
     let dir = tempfile::tempdir()?;
     let fifo = dir.path().join("fifo");
@@ -204,24 +192,28 @@ fn pods(figures: &mut Map<String, Value>) -> Result<()> {
     for _ in 0..10 {
         next()?;
     }
-    figures.insert("manifest_to_process_10_ms_max".into(), json!(median(vec![milliseconds(start)])));
+    figures.insert("manifest_to_process_10_ms_max".into(), json!(rounded(milliseconds(start))));
     for n in 0..10 {
         board.wait(&format!("ten-{n}"), "running", |p| p["status"]["phase"] == "Running")?;
     }
-    figures.insert("cpu_ms_per_pod_start".into(), json!(median(vec![(cpu(&board)? - before) / 10.0])));
+    figures.insert("cpu_ms_per_pod_start".into(), json!(rounded((cpu(&board)? - before) / 10.0)));
     let (all, shim) = pss(&board)?;
     figures.insert("pss_kib_10_pods".into(), json!(all));
     figures.insert("shim_pss_kib".into(), json!(shim));
     // The last of the start is still being written when the pods are seen to run.
-    let mut last = None;
-    while last != Some(written(&board)?) {
-        last = Some(written(&board)?);
+    let mut written_before = written(&board)?;
+    loop {
         std::thread::sleep(Duration::from_secs(2));
+        let now = written(&board)?;
+        if now == written_before {
+            break;
+        }
+        written_before = now;
     }
-    let (cpu_before, written_before) = (cpu(&board)?, written(&board)?);
+    let cpu_before = cpu(&board)?;
     std::thread::sleep(IDLE);
     let busy = (cpu(&board)? - cpu_before) / (IDLE.as_secs_f64() * 1e3) * 100.0;
-    figures.insert("idle_cpu_percent_10_pods".into(), json!(median(vec![busy])));
+    figures.insert("idle_cpu_percent_10_pods".into(), json!(rounded(busy)));
     let bytes = (written(&board)? - written_before) * 60 / IDLE.as_secs();
     figures.insert("idle_written_bytes_per_minute".into(), json!(bytes));
     drop(hold);

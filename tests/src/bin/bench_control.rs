@@ -3,11 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use coracle_tests::api::{self, Access};
+use coracle_tests::figures::{self, Figures, median, milliseconds, rounded};
 use coracle_tests::fleet::Fleet;
 use hyper::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 /// Requests whose median is told.
@@ -26,12 +26,12 @@ const LATE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let out = std::env::args().nth(1).context("usage: bench_control FILE.json")?;
-    let mut figures: Map<String, Value> = match std::fs::read(&out) {
+    let mut figures: Figures = match std::fs::read(&out) {
         Ok(text) => serde_json::from_slice(&text)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Map::new(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Figures::new(),
         Err(error) => return Err(error.into()),
     };
-    let mut ours = Map::new();
+    let mut ours = Figures::new();
     let mut fleet = Fleet::start(&[])?;
     let mut ready = Vec::new();
     for _ in 0..10 {
@@ -47,27 +47,21 @@ fn main() -> Result<()> {
     ours.insert("api_get_per_second".into(), json!(gets));
     let (lost, slowest) = api::run(&fleet, watches)?;
     ours.insert("api_watch_1000_lost".into(), json!(lost));
-    ours.insert("api_watch_1000_ms_max".into(), json!(median(vec![slowest])));
+    ours.insert("api_watch_1000_ms_max".into(), json!(rounded(slowest)));
     // A new one: the objects of the figures above are no part of these.
     drop(fleet);
     with_boards(&mut ours)?;
-    let mut text = std::io::stdout();
-    for (name, value) in &ours {
-        writeln!(text, "{name:<36} {value}")?;
-    }
+    figures::print(&ours)?;
     figures.append(&mut ours);
     Ok(std::fs::write(&out, serde_json::to_string_pretty(&figures)? + "\n")?)
 }
 
 /// Three boards with their real agents: what the control plane costs, and how long a pod takes from its POST.
-fn with_boards(figures: &mut Map<String, Value>) -> Result<()> {
+fn with_boards(figures: &mut Figures) -> Result<()> {
     let mut fleet = Fleet::start(&[])?;
     let mut boards = Vec::new();
     for _ in 0..BOARDS {
-        let mut board = fleet.board("")?;
-        board.start_agent()?;
-        board.join(&fleet.join_line()?)?;
-        boards.push(board);
+        boards.push(fleet.joined_board("")?);
     }
     fleet.wait(&["node", "--all", "--for=condition=Ready"])?;
     let one = api::run(&fleet, async |access| {
@@ -83,7 +77,7 @@ fn with_boards(figures: &mut Map<String, Value>) -> Result<()> {
     })?;
     figures.insert("post_to_running_ms_median".into(), json!(median(one)));
     let ten = api::run(&fleet, async |access| start_pods(&access, "ten", 10).await)?;
-    figures.insert("post_to_running_10_ms_max".into(), json!(median(vec![ten])));
+    figures.insert("post_to_running_10_ms_max".into(), json!(rounded(ten)));
     let pid = fleet.control_pid().context("the control plane runs")?;
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no PSS")?;
@@ -133,16 +127,6 @@ async fn start_pods(access: &Access, name: &str, count: usize) -> Result<f64> {
         }
     }
     Ok(took)
-}
-
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.get(values.len() / 2).copied().unwrap_or(f64::NAN);
-    (middle * 100.0).round() / 100.0
 }
 
 fn pod(name: &str) -> Bytes {

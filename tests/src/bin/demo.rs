@@ -4,17 +4,13 @@
 
 use anyhow::Result;
 use coracle_tests::agent::Board;
-use nix::sys::signal::{SigSet, Signal};
+use coracle_tests::demo::Stop;
 use std::io::Write;
 
 const MANIFEST: &str = include_str!("demo.yaml");
 
 fn main() -> Result<()> {
-    // Blocked before the first thread, so that Ctrl-C is ours to wait for and never kills us half-way.
-    let mut stop = SigSet::empty();
-    stop.add(Signal::SIGINT);
-    stop.add(Signal::SIGTERM);
-    stop.thread_block()?;
+    let stop = Stop::block()?;
     let mut out = std::io::stdout();
     let board = Board::start("")?;
     writeln!(
@@ -37,7 +33,7 @@ fn main() -> Result<()> {
         "$ coracle logs demo -c crew --tail=1\n{}",
         board.run(&["logs", "demo", "-c", "crew", "--tail=1"])?
     )?;
-    if std::env::var_os("DEMO_EXIT").is_none() {
+    if !stop.is_at_once() {
         writeln!(
             out,
             "In another terminal:\n  coracle --root {} ps\n  coracle --root {} exec -it demo -c crew -- sh\nCtrl-C ends it.",

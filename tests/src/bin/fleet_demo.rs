@@ -4,19 +4,15 @@
 
 use anyhow::{Context, Result, ensure};
 use coracle_tests::agent::Board;
+use coracle_tests::demo::Stop;
 use coracle_tests::fleet::Fleet;
-use nix::sys::signal::{SigSet, Signal};
 use std::io::Write;
 
 const BOARDS: usize = 3;
 const MANIFEST: &str = include_str!("fleet_demo.yaml");
 
 fn main() -> Result<()> {
-    // Blocked before the first thread, so that Ctrl-C is ours to wait for and never kills us half-way.
-    let mut stop = SigSet::empty();
-    stop.add(Signal::SIGINT);
-    stop.add(Signal::SIGTERM);
-    stop.thread_block()?;
+    let stop = Stop::block()?;
     let mut out = std::io::stdout();
     let mut fleet = Fleet::start(&[])?;
     writeln!(out, "coracle-control serves {} in a network namespace of its own", fleet.url())?;
@@ -43,7 +39,7 @@ fn main() -> Result<()> {
     ensure!(log.contains("aboard"), "the pod's log is not here: {log}");
     let greeting = show("exec demo-2 -c crew -- wget -q -O - http://localhost")?;
     ensure!(greeting.contains("coracle"), "the pod does not serve: {greeting}");
-    if std::env::var_os("DEMO_EXIT").is_none() {
+    if !stop.is_at_once() {
         let control = fleet.control_pid().context("the control plane runs")?;
         writeln!(
             out,
