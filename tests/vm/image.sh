@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 SUITE=bookworm
 KEEP_IN=${CORACLE_VM_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/coracle/vm}
-PACKAGES=systemd,systemd-sysv,udev,dbus,kmod,iproute2,nftables,procps,busybox-static,lighttpd,apt,ca-certificates,libseccomp2,e2fsprogs
+PACKAGES=systemd,systemd-sysv,udev,dbus,kmod,iproute2,nftables,procps,busybox-static,lighttpd,apt,ca-certificates,libseccomp2,e2fsprogs,kubernetes-client
 # What the initrd loads to mount the root disk, and what the machine keeps of the kernel's modules.
 BOOT_MODULES="virtio_pci virtio_mmio virtio_blk ext4"
 KEEP_MODULES="arch crypto lib net fs/overlayfs fs/fuse fs/ext4 fs/jbd2 fs/mbcache.ko* fs/autofs

@@ -2,6 +2,7 @@
 //! `make test-armhf` run them; `CORACLE_VM_ARCH` names the machine of all but [`cgroup2`].
 
 mod cgroup2;
+mod join;
 mod power;
 mod smoke;
 mod unfit;

@@ -15,7 +15,7 @@ pub type Identity = (String, Value, Value, Value);
 const PATIENCE: Duration = Duration::from_secs(400);
 
 /// Packages and images for machines of one architecture, as they see it: `/host/coracle.deb`, `/host/next.deb` (the
-/// same programs under a later version), `/host/coracle.tar.gz`, `/host/busybox.tar` (`example.test/busybox:1`), `/host/foreign.tar`.
+/// same programs under a later version), `/host/coracle-control.deb`, `/host/coracle.tar.gz`, `/host/busybox.tar` (`example.test/busybox:1`), `/host/foreign.tar`.
 pub struct Kit {
     /// The machine.
     pub base: Base,
@@ -34,9 +34,13 @@ impl Kit {
         let base = Base::of(arch)?;
         let share = tempfile::Builder::new().prefix("kit").tempdir()?;
         let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/dist");
-        for (version, name) in [("", "coracle.deb"), ("+next", "next.deb")] {
+        for (package, version, name) in [
+            ("coracle", "", "coracle.deb"),
+            ("coracle", "+next", "next.deb"),
+            ("coracle-control", "", "coracle-control.deb"),
+        ] {
             let package: PathBuf =
-                dist.join(format!("coracle_{}{version}_{}.deb", env!("CARGO_PKG_VERSION"), arch.name()));
+                dist.join(format!("{package}_{}{version}_{}.deb", env!("CARGO_PKG_VERSION"), arch.name()));
             fs::copy(&package, share.path().join(name))
                 .with_context(|| format!("{}: make test-vm builds it", package.display()))?;
         }
