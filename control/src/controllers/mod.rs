@@ -15,6 +15,7 @@ pub mod client;
 mod compaction;
 mod deployment;
 mod disruption;
+mod endpoints;
 pub mod events;
 pub mod frame;
 mod garbage;
@@ -143,6 +144,12 @@ async fn term(registry: Registry, settings: Settings, status: Arc<Status>) {
     ));
     let sets = said_by("replicaset-controller");
     parts.add(replica_set::ReplicaSets::new(account("replicaset-controller"), sets));
+    parts.add(endpoints::Endpoints::new(
+        account("endpointslice-controller"),
+        account("endpoint-controller"),
+        said_by("endpoint-slice-controller"),
+    ));
+    parts.add(endpoints::Mirroring::new(account("endpointslicemirroring-controller")));
     parts.add(disruption::Disruption::new(account("disruption-controller"), said_by("controllermanager")));
     parts.add(pod_gc::PodGarbage::new(account("pod-garbage-collector")));
     parts.add(ttl::TimeToLive::new(account("ttl-after-finished-controller"), settings.event_ttl));

@@ -5,6 +5,7 @@ mod answers;
 mod api;
 mod attacks;
 mod control;
+mod endpoints;
 mod enroll;
 #[path = "../storage/etcd.rs"]
 mod etcd;
