@@ -157,14 +157,39 @@ impl Client {
 }
 
 impl Client {
-    /// Deletes several objects, each if it has its uid; what failed.
-    pub async fn delete_all(&self, objects: Vec<(Key, String)>, how: Delete) -> Vec<StatusError> {
+    /// Deletes several objects, each if it has its uid; what became of each.
+    pub async fn delete_each(
+        &self,
+        objects: Vec<(Key, String)>,
+        how: Delete,
+    ) -> Vec<(Key, Result<(), StatusError>)> {
         let one = |(key, uid): (Key, String)| {
             let client = self.clone();
-            async move { client.delete(&key, &uid, how).await.err() }
+            async move {
+                let deleted = client.delete(&key, &uid, how).await;
+                (key, deleted)
+            }
         };
-        let deletions = futures_util::stream::iter(objects).map(one).buffer_unordered(AT_ONCE);
-        deletions.filter_map(std::future::ready).collect().await
+        futures_util::stream::iter(objects).map(one).buffer_unordered(AT_ONCE).collect().await
+    }
+
+    /// The same; what failed.
+    pub async fn delete_all(&self, objects: Vec<(Key, String)>, how: Delete) -> Vec<StatusError> {
+        let deleted = self.delete_each(objects, how).await;
+        deleted.into_iter().filter_map(|(_, deleted)| deleted.err()).collect()
+    }
+
+    /// Merges a patch into several objects; what failed, but for those that are gone.
+    pub async fn merge_all(&self, patches: Vec<(Key, Value)>) -> Vec<(Key, StatusError)> {
+        let one = |(key, patch): (Key, Value)| {
+            let client = self.clone();
+            async move {
+                let merged = client.merge(&key, None, patch).await;
+                merged.err().filter(|error| error.reason != Reason::NotFound).map(|error| (key, error))
+            }
+        };
+        let merges = futures_util::stream::iter(patches).map(one).buffer_unordered(AT_ONCE);
+        merges.filter_map(std::future::ready).collect().await
     }
 
     /// Adds several objects; each as it was made, or what failed.

@@ -13,6 +13,7 @@ use coracle_api::decode::Document;
 use coracle_api::patch::PatchType;
 use coracle_api::status::{Reason, StatusError};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -42,7 +43,7 @@ struct Said {
     about: Value,
     component: &'static str,
     kind: Kind,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
 }
 
@@ -60,15 +61,21 @@ impl Recorder {
     }
 
     /// Says something about an object. Never waits.
-    pub fn say(&self, about: &Value, kind: Kind, reason: &'static str, message: impl Into<String>) {
-        let mut message = message.into();
+    pub fn say(
+        &self,
+        about: &Value,
+        kind: Kind,
+        reason: impl Into<Cow<'static, str>>,
+        message: impl Into<String>,
+    ) {
+        let (mut message, reason) = (message.into(), reason.into());
         if message.len() > MESSAGE_BYTES_MAX {
             let end = (0..=MESSAGE_BYTES_MAX).rev().find(|end| message.is_char_boundary(*end));
             message.truncate(end.unwrap_or_default());
         }
         let said = Said { about: reference(about), component: self.component, kind, reason, message };
         if let Err(error) = self.queue.try_send(said) {
-            tracing::debug!(%error, reason, "an event is lost");
+            tracing::debug!(%error, "an event is lost");
         }
     }
 }
@@ -101,7 +108,7 @@ pub fn recorder(registry: Registry) -> (Recorder, impl Future<Output = ()> + Sen
 }
 
 /// What makes two events the same.
-type Same = (String, &'static str, String);
+type Same = (String, Cow<'static, str>, String);
 
 struct Seen {
     target: Target,
@@ -164,7 +171,7 @@ impl Writer {
             object::text(&said.about, &["name"]),
             said.component
         );
-        let same = (subject, said.reason, said.message.clone());
+        let same = (subject, said.reason.clone(), said.message.clone());
         if let Some(seen) = self.seen.get_mut(&same) {
             let patch = json!({"count": seen.count + 1, "lastTimestamp": seconds});
             let patch = (PatchType::Merge, Document { value: patch, duplicates: Vec::new() });

@@ -19,6 +19,7 @@ mod endpoints;
 pub mod events;
 pub mod frame;
 mod garbage;
+mod job;
 pub mod key;
 pub mod kinds;
 mod leader;
@@ -150,6 +151,7 @@ async fn term(registry: Registry, settings: Settings, status: Arc<Status>) {
         said_by("endpoint-slice-controller"),
     ));
     parts.add(endpoints::Mirroring::new(account("endpointslicemirroring-controller")));
+    parts.add(job::Jobs::new(account("job-controller"), said_by("job-controller")));
     parts.add(disruption::Disruption::new(account("disruption-controller"), said_by("controllermanager")));
     parts.add(pod_gc::PodGarbage::new(account("pod-garbage-collector")));
     parts.add(ttl::TimeToLive::new(account("ttl-after-finished-controller"), settings.event_ttl));

@@ -1,8 +1,10 @@
-//! What controllers of pods share: whose a pod is, whether it counts, how one is made of a template.
+//! What controllers of pods share: whose a pod is, whether it counts, how one is made of a template, made and deleted.
 
 use super::cache::Cache;
-use super::client::Client;
+use super::client::{Client, Delete};
+use super::events::{Kind, Recorder};
 use super::key::Key;
+use super::kinds::PODS;
 use crate::object::{at, is_terminating, items, name, namespace, text, uid};
 use crate::registry::Resource;
 use coracle_api::selector::LabelSelector;
@@ -63,6 +65,16 @@ pub async fn claim(
     owner: &Value,
     resource: &'static Resource,
 ) -> Result<Vec<Arc<Value>>, StatusError> {
+    claim_held(client, owner, resource, None).await
+}
+
+/// The same; what is adopted gets this finalizer, what is let go loses it.
+pub async fn claim_held(
+    client: &Client,
+    owner: &Value,
+    resource: &'static Resource,
+    finalizer: Option<&str>,
+) -> Result<Vec<Arc<Value>>, StatusError> {
     let Some(selector) = selector_of(owner) else { return Ok(Vec::new()) };
     let mut mine = Vec::new();
     for object in client.cache().list(resource, namespace(owner)) {
@@ -75,12 +87,15 @@ pub async fn claim(
                 let owners = items(&object, &["metadata", "ownerReferences"]).iter();
                 let left: Vec<_> =
                     owners.filter(|other| text(other, &["uid"]) != uid(owner)).cloned().collect();
-                own(client, &key, &object, left).await?;
+                let finalizers = without_finalizer(&object, finalizer.unwrap_or_default());
+                own(client, &key, &object, (left, finalizers)).await?;
             }
             None if matches && !is_terminating(&object) && !is_terminating(owner) => {
                 let mut owners = items(&object, &["metadata", "ownerReferences"]).to_vec();
                 owners.push(controller_reference(owner));
-                if let Some(adopted) = own(client, &key, &object, owners).await? {
+                let mut finalizers = without_finalizer(&object, finalizer.unwrap_or_default());
+                finalizers.extend(finalizer.map(Value::from));
+                if let Some(adopted) = own(client, &key, &object, (owners, finalizers)).await? {
                     mine.push(adopted.into());
                 }
             }
@@ -94,18 +109,24 @@ async fn own(
     client: &Client,
     key: &Key,
     object: &Value,
-    owners: Vec<Value>,
+    (owners, finalizers): (Vec<Value>, Vec<Value>),
 ) -> Result<Option<Value>, StatusError> {
-    let owners = if owners.is_empty() { Value::Null } else { owners.into() };
+    let list = |items: Vec<Value>| if items.is_empty() { Value::Null } else { items.into() };
     let version = text(object, &["metadata", "resourceVersion"]);
-    let patch = json!({
-        "metadata": {"uid": uid(object), "resourceVersion": version, "ownerReferences": owners},
-    });
+    let patch = json!({"metadata": {
+        "uid": uid(object), "resourceVersion": version, "ownerReferences": list(owners),
+        "finalizers": list(finalizers),
+    }});
     match client.merge(key, None, patch).await {
         Ok(written) => Ok(Some(written)),
         Err(error) if error.reason == Reason::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The finalizers of an object but one.
+pub fn without_finalizer(object: &Value, finalizer: &str) -> Vec<Value> {
+    items(object, &["metadata", "finalizers"]).iter().filter(|name| *name != finalizer).cloned().collect()
 }
 
 /// Whether a pod runs or is going to.
@@ -145,4 +166,76 @@ pub fn from_template(template: &Value, owner: &Value) -> Value {
     metadata.insert("namespace".into(), namespace(owner).into());
     metadata.insert("ownerReferences".into(), json!([controller_reference(owner)]));
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": at(template, &["spec"])})
+}
+
+/// Makes pods for an owner, in batches of 1, 2, 4, …: when they cannot be made, few are tried.
+///
+/// # Errors
+/// The first of the batch that failed.
+pub async fn make_pods(
+    client: &Client,
+    recorder: &Recorder,
+    owner: &Value,
+    pods: Vec<Value>,
+) -> Result<(), StatusError> {
+    let (mut pods, mut batch) = (pods.into_iter(), 1);
+    loop {
+        let next: Vec<Value> = pods.by_ref().take(batch).collect();
+        if next.is_empty() {
+            return Ok(());
+        }
+        let mut failed = None;
+        for pod in client.create_all(*PODS, next).await {
+            match pod {
+                Ok(pod) => {
+                    let text = format!("Created pod: {}", name(&pod));
+                    recorder.say(owner, Kind::Normal, "SuccessfulCreate", text);
+                }
+                // Its namespace ends, and it with it.
+                Err(error) if error.message.contains("because it is being terminated") => return Ok(()),
+                Err(error) => {
+                    let text = format!("Error creating: {error}");
+                    recorder.say(owner, Kind::Warning, "FailedCreate", text);
+                    failed = Some(error);
+                }
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        batch *= 2;
+    }
+}
+
+/// Deletes pods of an owner.
+///
+/// # Errors
+/// The first that failed, once all were tried.
+pub async fn delete_pods(
+    client: &Client,
+    recorder: &Recorder,
+    owner: &Value,
+    pods: &[Arc<Value>],
+) -> Result<(), StatusError> {
+    let key = |pod: &Value| Key::of(*PODS, namespace(pod), name(pod));
+    let keys = pods.iter().map(|pod| (key(pod), uid(pod).to_string())).collect();
+    let mut outcome = Ok(());
+    for (key, deleted) in client.delete_each(keys, Delete::default()).await {
+        match deleted {
+            Ok(()) => {
+                let text = format!("Deleted pod: {}", key.name());
+                recorder.say(owner, Kind::Normal, "SuccessfulDelete", text);
+            }
+            Err(error) => {
+                recorder.say(owner, Kind::Warning, "FailedDelete", format!("Error deleting: {error}"));
+                outcome = Err(error);
+            }
+        }
+    }
+    outcome
+}
+
+/// A time as objects have it: whole seconds.
+pub fn stamp(now: Timestamp) -> String {
+    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }

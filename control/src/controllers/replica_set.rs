@@ -6,15 +6,16 @@
 //! ```
 
 use super::cache::{Cache, Change};
-use super::client::{Client, Delete};
-use super::events::{Kind, Recorder};
+use super::client::Client;
+use super::events::Recorder;
 use super::frame::{Controller, Next};
 use super::key::Key;
 use super::kinds::{PODS, REPLICA_SETS};
 use super::owned::{
-    candidates, claim, controller_key, controller_of, from_template, is_active, ready_since, until_available,
+    candidates, claim, controller_key, controller_of, delete_pods, from_template, is_active, make_pods,
+    ready_since, until_available,
 };
-use crate::object::{at, is_terminating, items, name, text, uid};
+use crate::object::{at, is_terminating, items, text, uid};
 use coracle_api::selector::LabelSelector;
 use coracle_api::status::{Reason, StatusError};
 use jiff::Timestamp;
@@ -44,55 +45,13 @@ impl ReplicaSets {
         let active: Vec<&Arc<Value>> = pods.iter().filter(|pod| is_active(pod)).collect();
         let wanted = usize::try_from(replicas(set)).unwrap_or_default();
         if active.len() < wanted {
-            self.make(set, (wanted - active.len()).min(BURST)).await
-        } else if active.len() > wanted {
-            let victims = surplus(&active, active.len() - wanted);
-            let count = victims.len().min(BURST);
-            let keys = victims.into_iter().take(count).map(|pod| {
-                (Key::of(*PODS, crate::object::namespace(&pod), name(&pod)), uid(&pod).to_string())
-            });
-            let keys: Vec<(Key, String)> = keys.collect();
-            let failures = self.client.delete_all(keys.clone(), Delete::default()).await;
-            for (key, _) in keys {
-                let text = format!("Deleted pod: {}", key.name());
-                self.recorder.say(set, Kind::Normal, "SuccessfulDelete", text);
-            }
-            failures.into_iter().next().map_or(Ok(()), Err)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Batches of 1, 2, 4, …: when pods cannot be made, few are tried.
-    async fn make(&self, set: &Value, mut missing: usize) -> Result<(), StatusError> {
-        let mut batch = 1;
-        while missing > 0 {
-            let count = batch.min(missing);
             let pod = from_template(at(set, &["spec", "template"]), set);
-            let made = self.client.create_all(*PODS, vec![pod; count]).await;
-            let mut failed = None;
-            for pod in made {
-                match pod {
-                    Ok(pod) => {
-                        let text = format!("Created pod: {}", name(&pod));
-                        self.recorder.say(set, Kind::Normal, "SuccessfulCreate", text);
-                    }
-                    // Its namespace ends, and it with it.
-                    Err(error) if error.message.contains("because it is being terminated") => return Ok(()),
-                    Err(error) => {
-                        let text = format!("Error creating: {error}");
-                        self.recorder.say(set, Kind::Warning, "FailedCreate", text);
-                        failed = Some(error);
-                    }
-                }
-            }
-            if let Some(error) = failed {
-                return Err(error);
-            }
-            missing -= count;
-            batch *= 2;
+            let pods = vec![pod; (wanted - active.len()).min(BURST)];
+            make_pods(&self.client, &self.recorder, set, pods).await
+        } else {
+            let victims = surplus(&active, (active.len() - wanted).min(BURST));
+            delete_pods(&self.client, &self.recorder, set, &victims).await
         }
-        Ok(())
     }
 }
 
@@ -101,7 +60,7 @@ fn replicas(set: &Value) -> i64 {
 }
 
 /// The pods that go first (`ActivePodsWithRanks`): without a node, pending, not ready, cheap, crowded, ready late, restarted, new.
-fn surplus(pods: &[&Arc<Value>], count: usize) -> Vec<Arc<Value>> {
+pub(super) fn surplus(pods: &[&Arc<Value>], count: usize) -> Vec<Arc<Value>> {
     let mut on: HashMap<&str, usize> = HashMap::new();
     for pod in pods {
         *on.entry(text(pod, &["spec", "nodeName"])).or_default() += 1;
@@ -238,6 +197,7 @@ impl Controller for ReplicaSets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::object::name;
 
     #[test]
     fn the_least_useful_pods_go_first() {

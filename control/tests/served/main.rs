@@ -4,12 +4,14 @@ mod accounts;
 mod answers;
 mod api;
 mod attacks;
+mod boards;
 mod control;
 mod endpoints;
 mod enroll;
 #[path = "../storage/etcd.rs"]
 mod etcd;
 mod eviction;
+mod jobs;
 mod kubectl;
 mod leader;
 mod lifecycle;

@@ -1,37 +1,13 @@
 //! Deployments with the real server and kubectl; boards are played: what is placed is said to run.
 
+use crate::boards::{image, play, ready};
 use crate::control::Control;
 use crate::kubectl::Kubectl;
 use crate::scheduling::board;
-use serde_json::{Value, json};
-use std::time::{Duration, Instant};
 
-/// Plays the boards until something is so: what is placed runs, except images that do not exist; what is to end ends.
+/// Plays the boards until something is so: images that do not exist do not start.
 fn until(kubectl: &Kubectl<'_>, what: &str, so: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(90);
-    while !so() {
-        assert!(
-            Instant::now() < deadline,
-            "{what}: {}",
-            kubectl.ok(&["get", "deployments,rs,pods", "-o", "wide"])
-        );
-        let pods: Value = serde_json::from_str(&kubectl.ok(&["get", "pods", "-o", "json"])).expect("JSON");
-        for pod in pods["items"].as_array().expect("a list") {
-            let name = pod["metadata"]["name"].as_str().expect("a name");
-            let image = pod["spec"]["containers"][0]["image"].as_str().expect("an image");
-            if pod["metadata"]["deletionTimestamp"].is_string() {
-                // It may be gone already.
-                let _gone = kubectl.run(&["delete", "pod", name, "--force", "--grace-period=0"], "");
-            } else if pod["spec"]["nodeName"].is_string()
-                && pod["status"]["phase"] == "Pending"
-                && !image.ends_with(":v10")
-            {
-                let status = json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
-                let patch = ["patch", "pod", name, "--subresource=status", "--type=strategic", "-p"];
-                let _gone = kubectl.run(&[&patch[..], &[&status.to_string()]].concat(), "");
-            }
-        }
-    }
+    play(kubectl, what, |pod| (!image(pod).ends_with(":v10")).then(ready), so);
 }
 
 #[test]
