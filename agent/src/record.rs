@@ -40,8 +40,8 @@ impl Record for PodRecord {
     /// Desired state: what a rebuilt store starts from.
     const EXPORTED: bool = true;
 
-    fn upgrade(version: u16, value: serde_json::Value) -> Option<PodRecord> {
-        (version == 1).then(|| serde_json::from_value(value).ok())?
+    fn upgrade(version: u16, payload: &[u8]) -> Option<PodRecord> {
+        (version == 1).then(|| serde_json::from_slice(payload).ok())?
     }
 }
 

@@ -140,6 +140,14 @@ pub fn object(form: &Form, value: Value) -> Result<Decoded, TypeError> {
     walk::object(form, value)
 }
 
+/// As [`object`]; the error has its place before it, with the indices that Go leaves out.
+pub(crate) fn placed(form: &Form, value: Value) -> Result<Decoded, String> {
+    walk::placed(form, value).map_err(|(place, error)| match place.as_str() {
+        "" => error.to_string(),
+        place => format!("{place}: {error}"),
+    })
+}
+
 /// The duplicates of a document as strict errors, to go before those of [`object`].
 pub fn duplicates(document: &Document) -> Vec<String> {
     let shown = |path: &String| format!("duplicate field {}", crate::field::quoted(path));

@@ -21,7 +21,6 @@ const ALLOWED: &[&str] = &[
     // YAML, in coracle-api: from text.
     "nohash-hasher",
     "serde-saphyr",
-    "serde_path_to_error",
     "base64",
     "coracle-api",
     "jiff",

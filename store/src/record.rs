@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 /// The layout of a row; changed only if the header itself changes.
 const FORMAT: u8 = 1;
@@ -18,9 +17,9 @@ pub trait Record: Serialize + DeserializeOwned {
     /// Kept in the export too, from which a damaged store is rebuilt: for desired state.
     const EXPORTED: bool;
 
-    /// Reads a record of an older version; `None` when that cannot be.
-    fn upgrade(version: u16, value: Value) -> Option<Self> {
-        (version == Self::VERSION).then(|| serde_json::from_value(value).ok())?
+    /// Reads the JSON of a record of an older version; `None` when that cannot be.
+    fn upgrade(version: u16, payload: &[u8]) -> Option<Self> {
+        (version == Self::VERSION).then(|| serde_json::from_slice(payload).ok())?
     }
 }
 
@@ -96,7 +95,7 @@ pub(crate) fn decode<R: Record>(key: &str, bytes: &[u8]) -> Decoded<R> {
     let record = if version == R::VERSION {
         serde_json::from_slice(payload).ok()
     } else {
-        serde_json::from_slice(payload).ok().and_then(|value| R::upgrade(version, value))
+        R::upgrade(version, payload)
     };
     record.map_or(Decoded::Damaged, Decoded::Whole)
 }

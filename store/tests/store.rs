@@ -16,8 +16,9 @@ impl Record for Pod {
     const VERSION: u16 = 2;
     const EXPORTED: bool = true;
 
-    fn upgrade(version: u16, value: serde_json::Value) -> Option<Pod> {
-        (version == 1).then(|| Pod { name: value.as_str().unwrap_or_default().into(), size: Vec::new() })
+    fn upgrade(version: u16, payload: &[u8]) -> Option<Pod> {
+        let name = (version == 1).then(|| serde_json::from_slice(payload).ok())??;
+        Some(Pod { name, size: Vec::new() })
     }
 }
 

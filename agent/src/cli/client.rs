@@ -5,6 +5,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
@@ -85,6 +87,17 @@ impl Client {
 
     pub(crate) async fn get(&self, path: &str) -> Result<Value> {
         self.object(Method::GET, path, Vec::new()).await
+    }
+
+    /// The items of a list.
+    pub(crate) async fn items<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
+        #[derive(Deserialize)]
+        struct List<T> {
+            items: Vec<T>,
+        }
+        let response = self.send(Method::GET, path, Vec::new()).await?;
+        let list: List<T> = serde_json::from_slice(&read(response).await?)?;
+        Ok(list.items)
     }
 
     pub(crate) async fn object(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Value> {

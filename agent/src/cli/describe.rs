@@ -14,7 +14,7 @@ use std::fmt::{self, Write};
 pub(super) async fn describe(client: &Client, pods: &PodNames) -> Result<()> {
     let wanted = names(&pods.names)?;
     let known = all(client).await?;
-    let events: Vec<Event> = serde_json::from_value(client.get("/events").await?["items"].clone())?;
+    let events: Vec<Event> = client.items("/events").await?;
     let mine = |p: &&Pod| p.metadata.namespace.as_deref() == Some(&pods.namespace);
     let mut chosen = Vec::new();
     if wanted.is_empty() {

@@ -62,8 +62,7 @@ pub(super) fn one_name(words: &[String]) -> Result<(String, &[String])> {
 }
 
 pub(super) async fn all(client: &Client) -> Result<Vec<Pod>> {
-    let list = client.get("/pods").await?;
-    Ok(serde_json::from_value(list["items"].clone())?)
+    client.items("/pods").await
 }
 
 pub(super) async fn one(client: &Client, namespace: &str, name: &str) -> Result<Pod> {

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use hyper::Method;
 use k8s_openapi::api::core::v1::Pod;
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -35,6 +36,14 @@ pub(crate) struct Ps {
     /// After listing, watch for changes.
     #[arg(short, long)]
     watch: bool,
+}
+
+/// An event of the watch.
+#[derive(Deserialize)]
+struct Change {
+    #[serde(rename = "type")]
+    kind: String,
+    object: Pod,
 }
 
 pub(super) async fn ps(client: &Client, mut ps: Ps) -> Result<()> {
@@ -82,10 +91,9 @@ impl Ps {
         let listed: Vec<_> = listed.iter().map(version).collect();
         client
             .lines(Method::GET, "/pods?watch=1", |line| {
-                let change: Value = serde_json::from_slice(line)?;
-                let pod: Pod = serde_json::from_value(change["object"].clone())?;
+                let Change { kind, object: pod } = serde_json::from_slice(line)?;
                 // A watch begins with what is there: that has been shown.
-                if self.wants(&pod) && !(change["type"] == "ADDED" && listed.contains(&version(&pod))) {
+                if self.wants(&pod) && !(kind == "ADDED" && listed.contains(&version(&pod))) {
                     self.show(&mut columns, std::slice::from_ref(&pod))?;
                 }
                 Ok(true)

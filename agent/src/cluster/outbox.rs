@@ -43,6 +43,15 @@ pub(crate) enum Step {
     CreateMirror { path: String, pod: Box<Pod> },
 }
 
+impl Step {
+    /// Of what it is about.
+    pub(crate) fn path(&self) -> &str {
+        let (Step::PatchStatus { path, .. } | Step::Delete { path, .. } | Step::CreateMirror { path, .. }) =
+            self;
+        path
+    }
+}
+
 /// A pod as the API has it.
 #[derive(Debug)]
 struct Seen {

@@ -96,7 +96,7 @@ enum Made {
 }
 
 async fn make(client: &Client, step: Step) -> Result<Made, ClientError> {
-    debug!(?step, "told");
+    debug!(step = step.path(), "told");
     let made = match step {
         // Without its namespace there is nothing to be told: tried again.
         Step::CreateMirror { path, pod } => return client.create(&path, &pod).await.map(Made::Pod),

@@ -42,8 +42,13 @@ struct Walk {
 }
 
 pub(super) fn object(form: &Form, value: Value) -> Result<Decoded, TypeError> {
+    placed(form, value).map_err(|(_, error)| error)
+}
+
+pub(super) fn placed(form: &Form, value: Value) -> Result<Decoded, (String, TypeError)> {
     let mut walk = Walk { path: Vec::new(), within: "", strict: Vec::new() };
-    let value = walk.visit(form, value)?;
+    // An error leaves the path where it met it.
+    let value = walk.visit(form, value).map_err(|error| (walk.shown(true), error))?;
     Ok(Decoded { value, strict: walk.strict })
 }
 
