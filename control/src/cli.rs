@@ -3,14 +3,17 @@
 
 mod client;
 mod kubeconfig;
+mod local;
 mod token;
 
 use crate::config::{Config, DEFAULT_DATA_DIR};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use kubeconfig::KubeconfigCommand;
+use local::LocalCommand;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use token::TokenCommand;
 
 /// Serves the Kubernetes API to boards and kubectl.
@@ -19,7 +22,7 @@ use token::TokenCommand;
     name = "coracle-control",
     version,
     arg_required_else_help = true,
-    after_help = "Examples:\n  coracle-control serve --host api.example.com\n  coracle-control token create --ttl 1h\n  coracle-control kubeconfig create --user ada > ada.conf\n  coracle-control completion bash > /etc/bash_completion.d/coracle-control\n\nExit codes:\n  0 done   1 failed   2 wrong usage   3 configuration"
+    after_help = "Examples:\n  coracle-control serve --host api.example.com\n  coracle-control token create --ttl 1h\n  coracle-control kubeconfig create --user ada > ada.conf\n  coracle-control local start\n  coracle-control completion bash > /etc/bash_completion.d/coracle-control\n\nExit codes:\n  0 done   1 failed   2 wrong usage   3 configuration"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -37,6 +40,9 @@ pub enum Command {
     /// Make kubeconfigs for people and programs.
     #[command(subcommand)]
     Kubeconfig(KubeconfigCommand),
+    /// A cluster on this machine, in one command.
+    #[command(subcommand)]
+    Local(LocalCommand),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -148,9 +154,10 @@ impl Serve {
     }
 }
 
-/// Runs a command that is not the server.
-pub fn run(command: Command) -> anyhow::Result<()> {
+/// Runs a command that is not the server; how the process is to end.
+pub fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Local(command) => return local::run(command),
         Command::Config(ConfigCommand::Check { config }) => {
             let path = config.clone().unwrap_or_else(|| crate::config::DEFAULT_PATH.into());
             Config::load(config.as_deref())?;
@@ -174,7 +181,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Serve(_) => unreachable!("main runs it"),
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// To standard output.

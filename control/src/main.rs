@@ -20,11 +20,11 @@ const CONFIGURATION: u8 = 3;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
-        Command::Serve(serve) => serve::main(&serve),
+        Command::Serve(serve) => serve::main(&serve).map(|()| ExitCode::SUCCESS),
         command => cli::run(command),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // With standard error gone there is nobody to tell.

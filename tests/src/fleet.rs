@@ -250,7 +250,7 @@ pub fn client(name: &str) -> Result<PathBuf> {
 }
 
 /// A new network namespace with its loopback up. It lives as long as the file, and what is in it.
-fn new_netns() -> Result<File> {
+pub fn new_netns() -> Result<File> {
     let made = std::thread::spawn(|| -> Result<File> {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
         ip("link set lo up")?;

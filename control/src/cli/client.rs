@@ -1,11 +1,12 @@
 //! A client of the running control plane: one connection, one request after another, as whom a kubeconfig says.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use coracle_api::status::StatusError;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Uri};
@@ -24,6 +25,8 @@ use tokio_rustls::TlsConnector;
 /// From the connection to the end of an answer.
 const REQUEST: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 32 << 20;
+/// Of one event of a watch: an object is smaller.
+const EVENT_BYTES_MAX: usize = 4 << 20;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -82,6 +85,41 @@ impl Cluster {
     /// The authority, in PEM.
     pub fn authority(&self) -> anyhow::Result<Vec<u8>> {
         Ok(STANDARD.decode(self.certificate_authority_data.trim())?)
+    }
+}
+
+/// The authority, in base64, and the token of a kubeconfig that `serve` wrote.
+pub fn embedded(kubeconfig: &str) -> anyhow::Result<(String, String)> {
+    let config: Kubeconfig =
+        serde_saphyr::from_str(kubeconfig).map_err(|_| anyhow::anyhow!("no kubeconfig"))?;
+    let authority = config.clusters.into_iter().find_map(|named| named.cluster);
+    let token = config.users.into_iter().find_map(|named| named.user?.token);
+    Ok((
+        authority.context("it names no cluster")?.certificate_authority_data,
+        token.context("it has no token")?,
+    ))
+}
+
+/// The events of a watch.
+pub struct Events {
+    body: Incoming,
+    rest: Vec<u8>,
+    _sender: SendRequest<Full<Bytes>>,
+}
+
+impl Events {
+    /// The next one; an error when there are no more.
+    pub async fn next(&mut self) -> anyhow::Result<Value> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let rest = self.rest.split_off(end + 1);
+                let line = std::mem::replace(&mut self.rest, rest);
+                return Ok(serde_json::from_slice(&line)?);
+            }
+            ensure!(self.rest.len() <= EVENT_BYTES_MAX, "an event without an end");
+            let frame = self.body.frame().await.context("the control plane ended the watch")??;
+            self.rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        }
     }
 }
 
@@ -152,7 +190,33 @@ impl Client {
         asked.await.context("the control plane does not answer")?
     }
 
+    /// Watches what a path lists.
+    pub async fn watch(mut self, path: &str) -> anyhow::Result<Events> {
+        let begun = tokio::time::timeout(REQUEST, self.begin(Method::GET, path, None));
+        let response = begun.await.context("the control plane does not answer")??;
+        if !response.status().is_success() {
+            bail!("{path} cannot be watched: {}", response.status());
+        }
+        Ok(Events { body: response.into_body(), rest: Vec::new(), _sender: self.sender })
+    }
+
     async fn send(&mut self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let response = self.begin(method, path, body).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
+        if !status.is_success() {
+            bail!(StatusError::answered(status.as_u16(), &body));
+        }
+        Ok(serde_json::from_slice(&body)?)
+    }
+
+    async fn begin(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<hyper::Response<Incoming>> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -164,13 +228,6 @@ impl Client {
         }
         let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
         self.sender.ready().await?;
-        let response = self.sender.send_request(request.body(Full::new(body))?).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
-        if !status.is_success() {
-            bail!(StatusError::answered(status.as_u16(), &body));
-        }
-        Ok(serde_json::from_slice(&body)?)
+        Ok(self.sender.send_request(request.body(Full::new(body))?).await?)
     }
 }

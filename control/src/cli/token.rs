@@ -120,6 +120,32 @@ pub async fn run(command: TokenCommand) -> anyhow::Result<()> {
 }
 
 async fn make(client: &mut Client, create: &Create) -> anyhow::Result<()> {
+    let line = mint(client, create).await?;
+    Ok(print(&format!("coracle join {} --token {} --ca-hash {}\n", line.server, line.token, line.ca_hash))?)
+}
+
+/// What a board joins with.
+pub(super) struct JoinLine {
+    pub(super) server: String,
+    pub(super) token: String,
+    pub(super) ca_hash: String,
+}
+
+/// For one board of that name, which joins at once.
+pub(super) async fn mint_for(client: &mut Client, node: &str) -> anyhow::Result<JoinLine> {
+    let create = Create {
+        ttl: SignedDuration::from_mins(10),
+        uses: 1,
+        labels: String::new(),
+        node: Some(node.into()),
+        description: "coracle-control local".into(),
+        server: None,
+        running: Running { data_dir: None, kubeconfig: None },
+    };
+    mint(client, &create).await
+}
+
+async fn mint(client: &mut Client, create: &Create) -> anyhow::Result<JoinLine> {
     let info = client.ask(Method::GET, CLUSTER_INFO, None).await?;
     let info = info
         .pointer("/data/kubeconfig")
@@ -158,7 +184,7 @@ async fn make(client: &mut Client, create: &Create) -> anyhow::Result<()> {
         "data": data,
     });
     client.ask(Method::POST, SECRETS, Some(&secret)).await?;
-    Ok(print(&format!("coracle join {server} --token {whole} --ca-hash {hash}\n"))?)
+    Ok(JoinLine { server: server.into(), token: whole, ca_hash: hash })
 }
 
 async fn list(client: &mut Client) -> anyhow::Result<()> {

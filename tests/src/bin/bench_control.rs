@@ -2,12 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
+use coracle_tests::agent::{binary, in_namespace};
 use coracle_tests::api::{self, Access};
 use coracle_tests::figures::{self, Figures, median, milliseconds, rounded};
-use coracle_tests::fleet::Fleet;
+use coracle_tests::fleet::{Fleet, new_netns};
 use hyper::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Requests whose median is told.
@@ -21,6 +23,8 @@ const CHANGES: usize = 20;
 /// Boards, and pods on them whose median is told.
 const BOARDS: usize = 3;
 const ROUNDS: usize = 20;
+/// Clusters of one command whose median is told.
+const LOCAL_STARTS: usize = 5;
 /// No event is later than this.
 const LATE: Duration = Duration::from_secs(60);
 
@@ -51,9 +55,36 @@ fn main() -> Result<()> {
     // A new one: the objects of the figures above are no part of these.
     drop(fleet);
     with_boards(&mut ours)?;
+    ours.insert("local_start_to_ready_ms".into(), json!(median(local()?)));
     figures::print(&ours)?;
     figures.append(&mut ours);
     Ok(std::fs::write(&out, serde_json::to_string_pretty(&figures)? + "\n")?)
+}
+
+/// `coracle-control local start` on a machine that has none, until kubectl sees the node ready.
+fn local() -> Result<Vec<f64>> {
+    let mut times = Vec::new();
+    for _ in 0..LOCAL_STARTS {
+        let (dir, netns) = (tempfile::Builder::new().prefix("col").tempdir()?, new_netns()?);
+        let kubeconfig = dir.path().join("config");
+        let run = |command: &mut Command| -> Result<String> {
+            command.env("KUBECONFIG", &kubeconfig).env("HOME", dir.path());
+            let output = in_namespace(&netns, || command.output())??;
+            ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+            Ok(String::from_utf8(output.stdout)?)
+        };
+        let local = |verb: &str| -> Result<String> {
+            let root = dir.path().join("c");
+            run(Command::new(binary("coracle-control")?).args(["local", verb, "--root"]).arg(root))
+        };
+        let start = Instant::now();
+        local("start")?;
+        let nodes = run(Command::new("kubectl").args(["get", "nodes", "--no-headers"]))?;
+        times.push(milliseconds(start));
+        local("delete")?;
+        ensure!(nodes.split_whitespace().nth(1) == Some("Ready"), "{nodes}");
+    }
+    Ok(times)
 }
 
 /// Three boards with their real agents: what the control plane costs, and how long a pod takes from its POST.
