@@ -13,6 +13,7 @@
 pub mod cache;
 pub mod client;
 mod compaction;
+mod cron_job;
 mod deployment;
 mod disruption;
 mod endpoints;
@@ -152,6 +153,7 @@ async fn term(registry: Registry, settings: Settings, status: Arc<Status>) {
     ));
     parts.add(endpoints::Mirroring::new(account("endpointslicemirroring-controller")));
     parts.add(job::Jobs::new(account("job-controller"), said_by("job-controller")));
+    parts.add(cron_job::CronJobs::new(account("cronjob-controller"), said_by("cronjob-controller")));
     parts.add(disruption::Disruption::new(account("disruption-controller"), said_by("controllermanager")));
     parts.add(pod_gc::PodGarbage::new(account("pod-garbage-collector")));
     parts.add(ttl::TimeToLive::new(account("ttl-after-finished-controller"), settings.event_ttl));

@@ -7,6 +7,7 @@ mod cluster;
 mod config;
 mod pod;
 mod podspec;
+pub(crate) mod schedule;
 mod service;
 mod table;
 mod workloads;
@@ -99,6 +100,9 @@ pub(crate) fn validate_new(resource: &Resource, object: &Value, errors: &mut Err
     if is(resource, "Pod") && !object::items(object, &["spec", "ephemeralContainers"]).is_empty() {
         let path = Path::new("spec").child("ephemeralContainers");
         errors.forbidden(&path, "cannot be set on create");
+    }
+    if resource.kind == "CronJob" && resource.group == "batch" {
+        workloads::validate_new_cron_job(object, errors);
     }
 }
 

@@ -2,9 +2,11 @@
 
 use super::pod::{immutable, not_negative, one_of, validate_template};
 use super::podspec::default_template;
+use super::schedule::{self, Schedule};
 use crate::object::{self, at, child, default, fields, text};
 use coracle_api::field::{Errors, Path};
 use coracle_api::selector::{self, LabelSelector};
+use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 pub(super) fn default_deployment(object: &mut Value) {
@@ -252,16 +254,7 @@ pub(super) fn validate_cron_job(object: &Value, errors: &mut Errors) {
         errors.invalid(&path, object::name(object), "must be no more than 52 characters");
     }
     validate_job_spec(at(spec, &["jobTemplate", "spec"]), &path.child("jobTemplate").child("spec"), errors);
-    let schedule = text(spec, &["schedule"]);
-    if schedule.is_empty() {
-        errors.required(&path.child("schedule"), "");
-    } else if !schedule.starts_with('@') {
-        let found: Vec<_> = schedule.split_whitespace().collect();
-        if found.len() != 5 {
-            let why = format!("expected exactly 5 fields, found {}: [{}]", found.len(), found.join(" "));
-            errors.invalid(&path.child("schedule"), schedule, why);
-        }
-    }
+    validate_schedule(spec, &path, errors);
     not_negative(spec, "startingDeadlineSeconds", &path, errors);
     match text(spec, &["concurrencyPolicy"]) {
         "" => errors.required(&path.child("concurrencyPolicy"), ""),
@@ -269,6 +262,38 @@ pub(super) fn validate_cron_job(object: &Value, errors: &mut Errors) {
     }
     not_negative(spec, "successfulJobsHistoryLimit", &path, errors);
     not_negative(spec, "failedJobsHistoryLimit", &path, errors);
+}
+
+fn validate_schedule(spec: &Value, path: &Path, errors: &mut Errors) {
+    let (schedule, zone) = (text(spec, &["schedule"]), at(spec, &["timeZone"]));
+    if schedule.is_empty() {
+        errors.required(&path.child("schedule"), "");
+    } else if let Err(why) = Schedule::read(schedule, &TimeZone::UTC) {
+        errors.invalid(&path.child("schedule"), schedule, why);
+    } else if schedule.contains("TZ") && !zone.is_null() {
+        let why = "cannot use both timeZone field and TZ or CRON_TZ in schedule";
+        errors.invalid(&path.child("schedule"), schedule, why);
+    }
+    let Some(zone) = zone.as_str() else { return };
+    let path = path.child("timeZone");
+    if zone.is_empty() {
+        errors.invalid(&path, zone, "timeZone must be nil or non-empty string");
+    } else if zone.eq_ignore_ascii_case("local") {
+        let why = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
+        errors.invalid(&path, zone, why);
+    } else if let Err(why) = schedule::zone(zone) {
+        errors.invalid(&path, zone, why);
+    }
+}
+
+/// What only a new cron job must not have.
+pub(super) fn validate_new_cron_job(object: &Value, errors: &mut Errors) {
+    let spec = at(object, &["spec"]);
+    if text(spec, &["schedule"]).contains("TZ") && at(spec, &["timeZone"]).is_null() {
+        let path = Path::new("spec").child("schedule");
+        let why = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
+        errors.invalid(&path, text(spec, &["schedule"]), why);
+    }
 }
 
 /// A selector, and a template that it selects.

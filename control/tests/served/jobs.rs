@@ -152,3 +152,41 @@ fn a_job_takes_only_what_is_nobodys() {
                 == "ConfigMap"
     });
 }
+
+#[test]
+fn a_cron_job_starts_jobs_by_its_clock() {
+    let control = Control::start(&[]);
+    let kubectl = Kubectl(&control);
+    kubectl.run(&["create", "-f", "-"], &board("a", "8").to_string()).expect("a node");
+    let get = |what: &str, path: &str| kubectl.ok(&["get", what, "-o", &format!("jsonpath={{{path}}}")]);
+    let refused = kubectl.run(&["create", "cronjob", "odd", "--image=ok", "--schedule=* * * * 7"], "");
+    let why = "spec.schedule: Invalid value: \"* * * * 7\": end of range (7) above maximum (6): 7";
+    assert!(refused.as_ref().is_err_and(|error| error.contains(why)), "{refused:?}");
+    // Every second, so that nobody waits for a minute; the names are those of minutes still.
+    kubectl.ok(&["create", "cronjob", "tick", "--image=ok", "--schedule=@every 1s", "--", "true"]);
+    until(&kubectl, "a success", || !get("cronjob/tick", ".status.lastSuccessfulTime").is_empty());
+    let job = get("jobs", ".items[0].metadata.name");
+    let minutes = job.strip_prefix("tick-").and_then(|minutes| minutes.parse::<u64>().ok());
+    assert!(minutes.is_some_and(|minutes| minutes > 29_000_000), "{job}");
+    let annotation = ".metadata.annotations.batch\\.kubernetes\\.io/cronjob-scheduled-timestamp";
+    assert!(get(&format!("job/{job}"), annotation).ends_with('Z'));
+    kubectl.ok(&["patch", "cronjob", "tick", "-p", r#"{"spec": {"suspend": true}}"#]);
+    until(&kubectl, "it is told of", || {
+        kubectl.ok(&["describe", "cronjob", "tick"]).contains("Saw completed job: tick-")
+    });
+    let described = kubectl.ok(&["describe", "cronjob", "tick"]);
+    for part in
+        ["SuccessfulCreate", "Created job tick-", "SawCompletedJob", "condition: Complete", "Active Jobs:"]
+    {
+        assert!(described.contains(part), "{part}: {described}");
+    }
+    // By hand, while it is suspended.
+    kubectl.ok(&["create", "job", "by-hand", "--from=cronjob/tick"]);
+    kubectl.ok(&["patch", "cronjob", "tick", "-p", r#"{"spec": {"successfulJobsHistoryLimit": 0}}"#]);
+    until(&kubectl, "none is kept", || kubectl.ok(&["get", "jobs,pods", "-o", "name"]).is_empty());
+    // A job that never ends is not joined by another.
+    let endless = r#"{"spec": {"suspend": false, "schedule": "* * * * *", "concurrencyPolicy": "Forbid"}}"#;
+    kubectl.ok(&["patch", "cronjob", "tick", "-p", endless]);
+    kubectl.ok(&["delete", "cronjob", "tick"]);
+    until(&kubectl, "nothing", || kubectl.ok(&["get", "cronjobs,jobs,pods", "-o", "name"]).is_empty());
+}

@@ -13,8 +13,6 @@ mod indexes;
 mod plan;
 mod status;
 
-pub use plan::is_finished;
-
 use super::cache::{Cache, Change};
 use super::client::Client;
 use super::events::{Kind, Recorder};
@@ -28,7 +26,7 @@ use crate::object::{self, at, child, fields, is_terminating, name, namespace, te
 use coracle_api::status::{Reason, StatusError};
 use failure::Backoff;
 use jiff::Timestamp;
-use plan::{Fresh, INDEX, INDEX_FAILURES, INDEX_IGNORED, TRACKED, Verdict, View, is_tracked};
+use plan::{Fresh, INDEX, INDEX_FAILURES, INDEX_IGNORED, TRACKED, Verdict, View, is_finished, is_tracked};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
