@@ -14,12 +14,14 @@ pub mod cache;
 pub mod client;
 mod compaction;
 mod cron_job;
+mod daemon_set;
 mod deployment;
 mod disruption;
 mod endpoints;
 pub mod events;
 pub mod frame;
 mod garbage;
+mod history;
 mod job;
 pub mod key;
 pub mod kinds;
@@ -152,6 +154,8 @@ async fn term(registry: Registry, settings: Settings, status: Arc<Status>) {
         said_by("endpoint-slice-controller"),
     ));
     parts.add(endpoints::Mirroring::new(account("endpointslicemirroring-controller")));
+    let sets = said_by("daemonset-controller");
+    parts.add(daemon_set::DaemonSets::new(account("daemon-set-controller"), sets));
     parts.add(job::Jobs::new(account("job-controller"), said_by("job-controller")));
     parts.add(cron_job::CronJobs::new(account("cronjob-controller"), said_by("cronjob-controller")));
     parts.add(disruption::Disruption::new(account("disruption-controller"), said_by("controllermanager")));

@@ -21,4 +21,5 @@ mod rbac;
 mod reviews;
 mod rollout;
 mod scheduling;
+mod sets;
 mod who;

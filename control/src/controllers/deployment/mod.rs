@@ -60,7 +60,7 @@ fn template(owner: &Value) -> Value {
 }
 
 /// FNV-1a over the canonical text, in the letters that upstream writes it with.
-fn hash(template: &Value, collisions: i64) -> String {
+pub(super) fn hash(template: &Value, collisions: i64) -> String {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut hash: u32 = 0x811c_9dc5;
     for byte in template.to_string().bytes().chain(collisions.to_le_bytes()) {
