@@ -9,7 +9,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 VM_TEST = $(CARGO) test --locked --workspace --features coracle-tests/vm
 VM_TESTS = $(VM_TEST) --no-run && $(CARGO) build --locked --workspace && $(VM_TEST) --test vm -- --test-threads=1 --nocapture
 
-.PHONY: all build run demo test check deny bench sim powercut deps rust kubectl cross deb package-arm64 package-armhf package-amd64 \
+.PHONY: all build run demo test check deny bench bench-fleet sim powercut deps rust kubectl cross deb package-arm64 package-armhf package-amd64 \
     test-native test-vm test-arm test-armhf test-power bench-vm
 
 all: build
@@ -113,6 +113,13 @@ bench: build kubectl
 	$(CARGO) build --release --locked -p coracle-tests --bin bench --bin bench_control
 	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/bench target/bench.json
 	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/bench_control target/bench.json
+
+# A thousand boards that are not there, with ten thousand pods: adds to target/bench.json.
+bench-fleet: build kubectl
+	$(CARGO) build --locked -p coracle
+	$(CARGO) build --release --locked -p coracle-control
+	$(CARGO) build --release --locked -p coracle-tests --bin bench_fleet
+	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/bench_fleet target/bench.json target/debug/coracle
 
 # Figures on emulated machines: target/bench-vm-ARCH.json.
 bench-vm: package-arm64 package-amd64

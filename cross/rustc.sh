@@ -1,10 +1,9 @@
 #!/bin/bash
-# RUSTC_WRAPPER of every build: three things that a manifest cannot say. (bash: other shells drop the environment that
+# RUSTC_WRAPPER of every build: two things that a manifest cannot say. (bash: other shells drop the environment that
 # cargo hands to tests, CARGO_BIN_EXE_coracle-shim, for the hyphen in its name.)
 #
 # libcontainer 0.7 does not compile for 32-bit glibc: casts only, applied to a copy of the crate as fetched.
 # The shim is linked statically and without relocations: that is most of its memory, and a board runs one per pod.
-# What aborts at a panic needs no tables for unwinding: they are a tenth of a binary.
 set -eu
 here=$(dirname "$0")
 rustc=$1
@@ -19,7 +18,6 @@ for word; do
         --target) target=$word ;;
     esac
     case $word in */libcontainer-0.7.0/src/lib.rs) from=${word%/src/lib.rs} ;; esac
-    [ "$word" != panic=abort ] || set -- "$@" -C force-unwind-tables=no
     previous=$word
 done
 if [ "$name" = coracle_shim ] && [ "$kind" = bin ]; then

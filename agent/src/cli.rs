@@ -92,6 +92,10 @@ pub(crate) enum Command {
     Join(join::Join),
     /// Leave the cluster: pods of manifests run on, and the agent stands alone.
     Leave,
+    /// Run boards that are not there, to measure a control plane. Debug builds alone have it.
+    #[cfg(debug_assertions)]
+    #[command(hide = true)]
+    Simulate(crate::cluster::simulate::Simulate),
     /// Manage images.
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -194,6 +198,8 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<i32> {
             let layout = Layout::of_root(&std::path::absolute(cli.place.root(&config))?);
             table::print(&format!("{}\n", join::leave(&Credentials::below(&layout.data))?))?;
         }
+        #[cfg(debug_assertions)]
+        Command::Simulate(flags) => crate::cluster::simulate::run(flags).await?,
         Command::Image(command) => image::run(&client, command).await?,
         Command::Top(top) => top::top(&client, &top).await?,
         Command::Config(ConfigCommand::Check { config }) => {

@@ -24,6 +24,8 @@ mod pods;
 mod renew;
 pub(crate) mod reports;
 mod signing;
+#[cfg(debug_assertions)]
+pub(crate) mod simulate;
 mod status;
 mod tunnel;
 pub(crate) mod watch;

@@ -1,6 +1,8 @@
 //! What the benches make of their measurements.
 
+use anyhow::{Context, Result};
 use serde_json::{Map, Value};
+use std::fs;
 use std::io::{self, Write};
 use std::time::Instant;
 
@@ -22,6 +24,22 @@ pub fn rounded(value: f64) -> f64 {
 /// Since then, in milliseconds.
 pub fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
+}
+
+/// Memory of a process, its share of what it shares counted in.
+pub fn pss_kib(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+}
+
+/// Milliseconds of CPU of a process and of everything that it has waited for.
+pub fn cpu_milliseconds(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(')').context("stat")?.1.split_whitespace().skip(1);
+    // utime, stime, cutime, cstime: fields 14 to 17. USER_HZ is 100 on every architecture that runs this.
+    let ticks: u64 = fields.skip(10).take(4).map(|field| field.parse().unwrap_or(0)).sum();
+    Ok(ticks as f64 * 10.0)
 }
 
 /// A line each.

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use coracle_tests::agent::{Board, binary};
-use coracle_tests::figures::{self, Figures, median, milliseconds, rounded};
+use coracle_tests::figures::{self, Figures, cpu_milliseconds, median, milliseconds, pss_kib, rounded};
 use coracle_tests::tree;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -239,34 +239,14 @@ fn processes(board: &Board) -> Result<(u32, Vec<u32>)> {
 /// KiB of the agent with its shims, and of the largest shim.
 fn pss(board: &Board) -> Result<(u64, u64)> {
     let (agent, shims) = processes(board)?;
-    let of = |pid: u32| -> Result<u64> {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        let line = text.lines().find_map(|l| l.strip_prefix("Pss:")).context("no Pss")?;
-        Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
-    };
-    let each: Vec<u64> = shims.into_iter().map(of).collect::<Result<_>>()?;
-    Ok((of(agent)? + each.iter().sum::<u64>(), each.into_iter().max().unwrap_or(0)))
+    let each: Vec<u64> = shims.into_iter().map(pss_kib).collect::<Result<_>>()?;
+    Ok((pss_kib(agent)? + each.iter().sum::<u64>(), each.into_iter().max().unwrap_or(0)))
 }
 
 /// Milliseconds of CPU of the agent, its shims, and everything that they have waited for.
 fn cpu(board: &Board) -> Result<f64> {
     let (agent, shims) = processes(board)?;
-    let mut ticks = 0;
-    for pid in shims.into_iter().chain([agent]) {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields: Vec<u64> = stat
-            .rsplit_once(')')
-            .context("stat")?
-            .1
-            .split_whitespace()
-            .skip(1)
-            .map(|f| f.parse().unwrap_or(0))
-            .collect();
-        // utime, stime, cutime, cstime: fields 14 to 17.
-        ticks += fields[10..14].iter().sum::<u64>();
-    }
-    // USER_HZ is 100 on every architecture that runs this.
-    Ok(ticks as f64 * 10.0)
+    shims.into_iter().chain([agent]).map(cpu_milliseconds).sum()
 }
 
 /// Bytes that the agent and its shims caused to be written to disks.

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use coracle_tests::agent::{binary, in_namespace};
 use coracle_tests::api::{self, Access};
-use coracle_tests::figures::{self, Figures, median, milliseconds, rounded};
+use coracle_tests::figures::{self, Figures, median, milliseconds, pss_kib, rounded};
 use coracle_tests::fleet::{Fleet, new_netns};
 use hyper::Method;
 use serde_json::{Value, json};
@@ -110,10 +110,7 @@ fn with_boards(figures: &mut Figures) -> Result<()> {
     let ten = api::run(&fleet, async |access| start_pods(&access, "ten", 10).await)?;
     figures.insert("post_to_running_10_ms_max".into(), json!(rounded(ten)));
     let pid = fleet.control_pid().context("the control plane runs")?;
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("no PSS")?;
-    let kib: u64 = pss.trim().trim_end_matches(" kB").parse()?;
-    figures.insert("control_pss_kib_3_boards".into(), json!(kib));
+    figures.insert("control_pss_kib_3_boards".into(), json!(pss_kib(pid)?));
     Ok(())
 }
 

@@ -1,0 +1,66 @@
+//! What a thousand boards with ten thousand pods cost the control plane: adds its figures to the JSON object that the other
+//! benches wrote. The boards are `coracle simulate`'s, of a debug build: the agent's own client code over no runtime.
+
+use anyhow::{Context, Result};
+use coracle_tests::figures::{self, Figures, rounded};
+use coracle_tests::fleet::Fleet;
+use serde_json::json;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const BOARDS: usize = 1000;
+const PODS: usize = 10_000;
+/// All boards have their pods, and nothing changes: what is left is heartbeats.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// Killed when it is dropped.
+struct Simulator(Child);
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        self.0.kill().and_then(|()| self.0.wait()).expect("the simulator ends");
+    }
+}
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let usage = "usage: bench_fleet FILE.json SIMULATOR";
+    let (out, simulator) = (arguments.next().context(usage)?, arguments.next().context(usage)?);
+    let mut figures: Figures = match std::fs::read(&out) {
+        Ok(text) => serde_json::from_slice(&text)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Figures::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let mut ours = Figures::new();
+    let fleet = Fleet::start(&[])?;
+    let dir = tempfile::tempdir()?;
+    let line = fleet.join_line_with(&["--uses", "0"])?;
+    let joins = line.split_whitespace().skip_while(|word| *word != "join").skip(1);
+    let mut command = Command::new(simulator);
+    command.arg("simulate").args(["--boards", &BOARDS.to_string(), "--dir"]).arg(dir.path()).args(joins);
+    let start = Instant::now();
+    let _simulator = Simulator(fleet.spawn(command.stderr(Stdio::null()))?);
+    let ready = format!("--for=jsonpath={{.status.readyReplicas}}={PODS}");
+    fleet.kubectl(&["create", "deployment", "many", "--image=example.test/busybox:1", "--replicas=0"])?;
+    // The last to join are the last by name, more or less: the wait below is for all.
+    while fleet.kubectl(&["get", "nodes", "-o", "name"])?.lines().count() < BOARDS {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    fleet.kubectl(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=10m"])?;
+    ours.insert("boards_1000_joined_seconds".into(), json!(rounded(start.elapsed().as_secs_f64())));
+
+    let start = Instant::now();
+    fleet.kubectl(&["scale", "deployment", "many", &format!("--replicas={PODS}")])?;
+    fleet.kubectl(&["wait", "deployment/many", &ready, "--timeout=20m"])?;
+    ours.insert("pods_10000_running_seconds".into(), json!(rounded(start.elapsed().as_secs_f64())));
+
+    let pid = fleet.control_pid().context("the control plane runs")?;
+    let before = figures::cpu_milliseconds(pid)?;
+    std::thread::sleep(STEADY);
+    let percent = (figures::cpu_milliseconds(pid)? - before) / STEADY.as_secs_f64() / 10.0;
+    ours.insert("control_cpu_percent_1000_boards".into(), json!(rounded(percent)));
+    ours.insert("control_pss_kib_1000_boards_10000_pods".into(), json!(figures::pss_kib(pid)?));
+    figures::print(&ours)?;
+    figures.append(&mut ours);
+    Ok(std::fs::write(&out, serde_json::to_string_pretty(&figures)? + "\n")?)
+}
