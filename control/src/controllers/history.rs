@@ -39,6 +39,13 @@ fn data(owner: &Value) -> Value {
     json!({"spec": {"template": template}})
 }
 
+/// The owner's template as a revision has it.
+pub fn template(revision: &Value) -> Value {
+    let mut template = at(revision, &["data", "spec", "template"]).clone();
+    crate::object::remove(&mut template, "$patch");
+    template
+}
+
 /// The revisions of an owner, the oldest first.
 ///
 /// # Errors
@@ -172,5 +179,6 @@ mod tests {
         check(&[a.clone(), b.clone()], "c", Fit::New(5));
         check(&[a.clone(), b.clone()], "b", Fit::Newest(b.clone()));
         check(&[a.clone(), b.clone()], "a", Fit::Again(a.clone(), 5));
+        assert_eq!(template(&a), json!({"spec": {"image": "a"}}));
     }
 }

@@ -31,8 +31,11 @@ mod node_lifecycle;
 mod owned;
 mod pod_cidr;
 mod pod_gc;
+mod protection;
 pub mod queue;
 mod replica_set;
+mod retries;
+mod stateful_set;
 mod taint_eviction;
 mod ttl;
 
@@ -156,9 +159,12 @@ async fn term(registry: Registry, settings: Settings, status: Arc<Status>) {
     parts.add(endpoints::Mirroring::new(account("endpointslicemirroring-controller")));
     let sets = said_by("daemonset-controller");
     parts.add(daemon_set::DaemonSets::new(account("daemon-set-controller"), sets));
+    let sets = said_by("statefulset-controller");
+    parts.add(stateful_set::StatefulSets::new(account("statefulset-controller"), sets));
     parts.add(job::Jobs::new(account("job-controller"), said_by("job-controller")));
     parts.add(cron_job::CronJobs::new(account("cronjob-controller"), said_by("cronjob-controller")));
     parts.add(disruption::Disruption::new(account("disruption-controller"), said_by("controllermanager")));
+    parts.add(protection::Protection::new(account("pvc-protection-controller")));
     parts.add(pod_gc::PodGarbage::new(account("pod-garbage-collector")));
     parts.add(ttl::TimeToLive::new(account("ttl-after-finished-controller"), settings.event_ttl));
     if let Some(cluster) = settings.cluster_cidr {

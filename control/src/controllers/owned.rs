@@ -65,19 +65,40 @@ pub async fn claim(
     owner: &Value,
     resource: &'static Resource,
 ) -> Result<Vec<Arc<Value>>, StatusError> {
-    claim_held(client, owner, resource, None).await
+    claim_as(client, owner, resource, None, |_| true).await
 }
 
-/// The same; what is adopted gets this finalizer, what is let go loses it.
+/// The same for pods; what is adopted gets this finalizer, what is let go loses it.
 pub async fn claim_held(
+    client: &Client,
+    owner: &Value,
+    finalizer: &str,
+) -> Result<Vec<Arc<Value>>, StatusError> {
+    claim_as(client, owner, *PODS, Some(finalizer), |_| true).await
+}
+
+/// The same for pods that can be members; others are left alone.
+pub async fn claim_members(
+    client: &Client,
+    owner: &Value,
+    is_member: impl Fn(&Value) -> bool,
+) -> Result<Vec<Arc<Value>>, StatusError> {
+    claim_as(client, owner, *PODS, None, is_member).await
+}
+
+async fn claim_as(
     client: &Client,
     owner: &Value,
     resource: &'static Resource,
     finalizer: Option<&str>,
+    is_member: impl Fn(&Value) -> bool,
 ) -> Result<Vec<Arc<Value>>, StatusError> {
     let Some(selector) = selector_of(owner) else { return Ok(Vec::new()) };
     let mut mine = Vec::new();
     for object in client.cache().list(resource, namespace(owner)) {
+        if !is_member(&object) {
+            continue;
+        }
         let matches = selector.matches_object(&object);
         let key = Key::of(resource, namespace(&object), name(&object));
         match controller_of(&object) {

@@ -72,7 +72,9 @@ pub(super) fn default_job(object: &mut Value) {
         default(spec, "completions", 1);
     }
     default(spec, "parallelism", 1);
-    default(spec, "backoffLimit", 6);
+    // With a limit for each index, that one decides.
+    let each = at(spec, &["backoffLimitPerIndex"]).is_number();
+    default(spec, "backoffLimit", if each { i32::MAX } else { 6 });
     default(spec, "completionMode", "NonIndexed");
     default(spec, "suspend", false);
     default(spec, "manualSelector", false);
@@ -207,6 +209,17 @@ pub(super) fn validate_stateful_set(object: &Value, errors: &mut Errors) {
     one_of(at(spec, &["updateStrategy"]), "type", &["OnDelete", "RollingUpdate"], &update, errors);
     not_negative(spec, "replicas", &path, errors);
     not_negative(spec, "minReadySeconds", &path, errors);
+    not_negative(at(spec, &["ordinals"]), "start", &path.child("ordinals"), errors);
+    let rolling = at(spec, &["updateStrategy", "rollingUpdate"]);
+    let update = update.child("rollingUpdate");
+    not_negative(rolling, "partition", &update, errors);
+    if !at(rolling, &["maxUnavailable"]).is_null() && amount(rolling, "maxUnavailable") == 0 {
+        errors.invalid(
+            &update.child("maxUnavailable"),
+            at(rolling, &["maxUnavailable"]).clone(),
+            "cannot be 0",
+        );
+    }
     selected_template(spec, "statefulset", &["Always"], &path, errors);
 }
 
@@ -217,6 +230,26 @@ pub(super) fn validate_daemon_set(object: &Value, errors: &mut Errors) {
     let update = path.child("updateStrategy");
     one_of(at(spec, &["updateStrategy"]), "type", &["OnDelete", "RollingUpdate"], &update, errors);
     not_negative(spec, "revisionHistoryLimit", &path, errors);
+    let rolling = at(spec, &["updateStrategy", "rollingUpdate"]);
+    if rolling.is_object() {
+        let update = update.child("rollingUpdate");
+        match (amount(rolling, "maxUnavailable"), amount(rolling, "maxSurge")) {
+            (0, 0) => errors.required(&update.child("maxUnavailable"), "cannot be 0 when maxSurge is 0"),
+            (0, _) | (_, 0) => {}
+            _ => {
+                let why = "may not be set when maxUnavailable is non-zero";
+                errors.invalid(&update.child("maxSurge"), at(rolling, &["maxSurge"]).clone(), why);
+            }
+        }
+    }
+}
+
+/// The number of an IntOrString, of a percentage or not.
+fn amount(object: &Value, key: &str) -> i64 {
+    match at(object, &[key]) {
+        Value::String(percent) => percent.trim_end_matches('%').parse().unwrap_or_default(),
+        number => number.as_i64().unwrap_or_default(),
+    }
 }
 
 pub(super) fn validate_job(object: &Value, errors: &mut Errors) {
@@ -230,7 +263,13 @@ fn validate_job_spec(spec: &Value, path: &Path, errors: &mut Errors) {
         not_negative(spec, key, path, errors);
     }
     one_of(spec, "completionMode", &["Indexed", "NonIndexed"], path, errors);
+    validate_indexes(spec, path, errors);
     let template = path.child("template");
+    let restart = text(spec, &["template", "spec", "restartPolicy"]);
+    if at(spec, &["podFailurePolicy"]).is_object() && restart != "Never" {
+        let why = "only \"Never\" is supported when podFailurePolicy is specified";
+        errors.invalid(&template.child("spec").child("restartPolicy"), restart, why);
+    }
     validate_template(at(spec, &["template"]), &template, errors);
     match text(spec, &["template", "spec", "restartPolicy"]) {
         "OnFailure" | "Never" => {}
@@ -243,6 +282,34 @@ fn validate_job_spec(spec: &Value, path: &Path, errors: &mut Errors) {
             other,
             &["OnFailure", "Never"],
         ),
+    }
+}
+
+/// What only an indexed job may have, and what it must have.
+fn validate_indexes(spec: &Value, path: &Path, errors: &mut Errors) {
+    const PARALLELISM_MAX: i64 = 100_000;
+    let number = |key: &str| at(spec, &[key]).as_i64();
+    not_negative(spec, "backoffLimitPerIndex", path, errors);
+    not_negative(spec, "maxFailedIndexes", path, errors);
+    if text(spec, &["completionMode"]) == "Indexed" {
+        if number("completions").is_none() {
+            errors.required(&path.child("completions"), "when completion mode is Indexed");
+        }
+        if let Some(most) = number("parallelism").filter(|number| *number > PARALLELISM_MAX) {
+            let why =
+                format!("must be less than or equal to {PARALLELISM_MAX} when completion mode is Indexed");
+            errors.invalid(&path.child("parallelism"), most, why);
+        }
+        if number("maxFailedIndexes").is_some() && number("backoffLimitPerIndex").is_none() {
+            errors.required(&path.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
+        }
+        return;
+    }
+    for key in ["backoffLimitPerIndex", "maxFailedIndexes", "successPolicy"] {
+        let value = at(spec, &[key]);
+        if !value.is_null() {
+            errors.invalid(&path.child(key), value.clone(), "requires indexed completion mode");
+        }
     }
 }
 
@@ -326,7 +393,17 @@ pub(super) fn keep_selector(new: &Value, old: &Value, errors: &mut Errors) {
 }
 
 pub(super) fn update_job(new: &Value, old: &Value, errors: &mut Errors) {
-    for key in ["completions", "selector", "template", "completionMode", "podFailurePolicy"] {
+    let number = |key: &str| at(new, &["spec", key]).as_i64();
+    let completions = at(new, &["spec", "completions"]);
+    if text(new, &["spec", "completionMode"]) != "Indexed" {
+        immutable(new, old, &["spec", "completions"], errors);
+    } else if completions != at(old, &["spec", "completions"])
+        && number("completions") != number("parallelism")
+    {
+        let why = "can only be modified in tandem with spec.parallelism";
+        errors.invalid(&Path::new("spec").child("completions"), completions.clone(), why);
+    }
+    for key in ["selector", "template", "completionMode", "podFailurePolicy", "backoffLimitPerIndex"] {
         // A suspended job's template may still be given a place.
         let suspended = at(old, &["spec", "suspend"]).as_bool() == Some(true);
         if !(key == "template" && suspended) {

@@ -53,6 +53,17 @@ impl Control {
         Control::start_by(Command::new(binary()), dir, arguments)
     }
 
+    /// Starts one that believes in boards that say nothing: those of the test are played, and have no lease.
+    pub fn start_patient() -> Control {
+        let data = tempfile::tempdir().expect("a directory");
+        let config = data.path().join("control.toml");
+        std::fs::write(&config, "node_monitor_grace_seconds = 3600").expect("written");
+        let arguments = ["--config", config.to_str().expect("text")];
+        let mut control = Control::start_by(Command::new(binary()), data.path(), &arguments);
+        control._data = Some(data);
+        control
+    }
+
     /// Starts one that may open so many files.
     pub fn start_limited(files: usize) -> Control {
         let data = tempfile::tempdir().expect("a directory");

@@ -32,7 +32,7 @@ fn job(name: &str, image: &str, more: Value) -> String {
 
 #[test]
 fn jobs_end_well_or_say_why_not() {
-    let control = Control::start(&[]);
+    let control = Control::start_patient();
     let kubectl = Kubectl(&control);
     kubectl.run(&["create", "-f", "-"], &board("a", "8").to_string()).expect("a node");
     let get = |what: &str, path: &str| kubectl.ok(&["get", what, "-o", &format!("jsonpath={{{path}}}")]);
@@ -108,7 +108,7 @@ fn jobs_end_well_or_say_why_not() {
 
 #[test]
 fn a_job_takes_only_what_is_nobodys() {
-    let control = Control::start(&[]);
+    let control = Control::start_patient();
     let kubectl = Kubectl(&control);
     kubectl.run(&["create", "-f", "-"], &board("a", "8").to_string()).expect("a node");
     let pod = |name: &str, owners: Value| {
@@ -155,7 +155,7 @@ fn a_job_takes_only_what_is_nobodys() {
 
 #[test]
 fn a_cron_job_starts_jobs_by_its_clock() {
-    let control = Control::start(&[]);
+    let control = Control::start_patient();
     let kubectl = Kubectl(&control);
     kubectl.run(&["create", "-f", "-"], &board("a", "8").to_string()).expect("a node");
     let get = |what: &str, path: &str| kubectl.ok(&["get", what, "-o", &format!("jsonpath={{{path}}}")]);

@@ -12,7 +12,7 @@ fn until(kubectl: &Kubectl<'_>, what: &str, so: impl Fn() -> bool) {
 
 #[test]
 fn a_deployment_rolls_out_back_and_down() {
-    let control = Control::start(&[]);
+    let control = Control::start_patient();
     let kubectl = Kubectl(&control);
     for name in ["a", "b"] {
         kubectl.run(&["create", "-f", "-"], &board(name, "8").to_string()).expect("a node");

@@ -15,63 +15,35 @@ use super::history::{self, REVISION_HASH};
 use super::key::Key;
 use super::kinds::{CONTROLLER_REVISIONS, DAEMON_SETS, NODES, PODS};
 use super::owned::{candidates, claim, controller_key, controller_of, delete_pods, make_pods};
+use super::retries::Retries;
 use crate::object::{at, fields, is_terminating, name, text, uid};
 use crate::scheduler;
 use coracle_api::status::{Reason, StatusError};
 use jiff::Timestamp;
 use plan::{Place, View};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Pods that one look makes or deletes, as upstream.
 const BURST: usize = 250;
-/// Between the deletions of pods that end again and again on one node: doubled each time, as upstream.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-/// And at most.
-const RETRY_MAX: Duration = Duration::from_secs(15 * 60);
 /// As revisions of daemon sets are labelled.
 const LABELS: history::Labels = history::Labels { hash: REVISION_HASH };
-
-/// When a pod that ended on a node may be deleted again.
-#[derive(Clone, Copy, Debug)]
-struct Retry {
-    wait: Duration,
-    last: Instant,
-}
 
 /// The controller.
 pub struct DaemonSets {
     client: Client,
     recorder: Recorder,
-    /// By the set's uid, and node.
-    retries: Mutex<HashMap<String, HashMap<String, Retry>>>,
+    /// Of pods that end, by node.
+    retries: Retries,
 }
 
 impl DaemonSets {
     /// Over a client.
     pub fn new(client: Client, recorder: Recorder) -> DaemonSets {
-        DaemonSets { client, recorder, retries: Mutex::default() }
-    }
-
-    /// Whether a pod that ended may be deleted now, or in how long. Nodes that have run well for long are forgotten.
-    fn retry(&self, set: &str, node: &str, now: Instant) -> Result<(), Duration> {
-        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_set = retries.entry(set.to_string()).or_default();
-        of_set.retain(|_, retry| now.duration_since(retry.last) < 2 * RETRY_MAX);
-        let Some(retry) = of_set.get_mut(node) else {
-            of_set.insert(node.to_string(), Retry { wait: RETRY_FIRST, last: now });
-            return Ok(());
-        };
-        let passed = now.duration_since(retry.last);
-        if passed < retry.wait {
-            return Err(retry.wait - passed);
-        }
-        let wait = if passed > 2 * retry.wait { RETRY_FIRST } else { (2 * retry.wait).min(RETRY_MAX) };
-        *retry = Retry { wait, last: now };
-        Ok(())
+        DaemonSets { client, recorder, retries: Retries::default() }
     }
 }
 
@@ -88,7 +60,7 @@ impl Controller for DaemonSets {
             if change.new.is_none()
                 && let Some(set) = cache.object(&change.key, change.latest())
             {
-                self.retries.lock().unwrap_or_else(PoisonError::into_inner).remove(uid(&set));
+                self.retries.forget(uid(&set));
             }
             return vec![change.key.clone()];
         }
@@ -161,7 +133,7 @@ impl DaemonSets {
     ) -> (Result<(), StatusError>, Option<Duration>) {
         let mut again: Option<Duration> = None;
         for (node, pod) in plan.ended {
-            match self.retry(uid(set), &node, Instant::now()) {
+            match self.retries.take(uid(set), &node, Instant::now()) {
                 Ok(()) => {
                     let (warning, reason, message) = plan::obituary(&pod, &node);
                     let kind = if warning { Kind::Warning } else { Kind::Normal };

@@ -116,7 +116,7 @@ impl Controller for Jobs {
             self.release(late).await?;
             return Ok(Next::Done);
         }
-        let pods = claim_held(&self.client, &job, *PODS, Some(TRACKED)).await?;
+        let pods = claim_held(&self.client, &job, TRACKED).await?;
         let now = Timestamp::now();
         let view = View::of(&job, &pods);
         let known = self.backoff(&job);
