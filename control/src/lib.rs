@@ -11,6 +11,7 @@ pub mod enroll;
 pub mod http;
 pub mod kinds;
 pub mod object;
+mod percent;
 pub mod pki;
 pub mod registry;
 pub mod scheduler;

@@ -3,6 +3,7 @@
 use super::attributes::Attributes;
 use super::authz::Authorizer;
 use super::identity::{ANONYMOUS, AUTHENTICATED, Identity, UNAUTHENTICATED};
+use crate::percent;
 use coracle_api::status::{GroupResource, StatusError};
 use hyper::HeaderMap;
 
@@ -27,7 +28,7 @@ pub fn act_as(
     let mut extra = Vec::new();
     for (name, value) in headers {
         if let Some(key) = name.as_str().strip_prefix(EXTRA) {
-            let key = percent_decoded(key).unwrap_or_else(|| key.to_string()).to_lowercase();
+            let key = percent::decoded(key).unwrap_or_else(|| key.to_string()).to_lowercase();
             extra.push((key, text(value.as_bytes())?));
         }
     }
@@ -89,20 +90,4 @@ pub fn service_account_groups(namespace: &str) -> Vec<String> {
 fn text(value: &[u8]) -> Result<String, StatusError> {
     let wrong = |_| StatusError::bad_request("a header of impersonation is no text");
     std::str::from_utf8(value).map(String::from).map_err(wrong)
-}
-
-fn percent_decoded(key: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(key.len());
-    let mut rest = key.as_bytes();
-    while let Some((byte, tail)) = rest.split_first() {
-        rest = tail;
-        if *byte == b'%' {
-            let (hex, tail) = rest.split_at_checked(2)?;
-            bytes.push(u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()?);
-            rest = tail;
-        } else {
-            bytes.push(*byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
 }

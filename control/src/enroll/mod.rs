@@ -21,7 +21,7 @@ pub use clean::run;
 pub(crate) use ended::{ended, key_of};
 pub(crate) use policy::{KEY, PREVIOUS};
 
-use crate::auth::{Attributes, Identity, MASTERS};
+use crate::auth::{Identity, MASTERS};
 use crate::kinds;
 use crate::object::{self, at, child, fields, items, text};
 use crate::pki::{self, Authority, Leaf, Pki, PkiError, Request};
@@ -30,7 +30,6 @@ use crate::registry::{Registry, Subresource, Target, Written};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use coracle_api::decode::Document;
-use coracle_api::field::quoted;
 use coracle_api::status::{Reason, StatusError};
 use jiff::Timestamp;
 use policy::{Approval, Facts, Verdict};
@@ -107,33 +106,6 @@ impl Enrollment {
         }
         let object = self.settle(object::name(&written.object)).await?;
         Ok(Written { object, warnings: written.warnings })
-    }
-
-    /// Whether somebody may approve or deny a request: upstream's plug-in CertificateApproval.
-    ///
-    /// # Errors
-    /// 403, 404.
-    pub async fn check_approver(&self, who: &Identity, target: &Target) -> Result<(), StatusError> {
-        let csr = self.registry.get(target).await?;
-        let signer = text(&csr, &["spec", "signerName"]);
-        let domain = format!("{}/*", signer.split('/').next().unwrap_or_default());
-        let may = |name: &str| {
-            let asked = Attributes::Resource {
-                verb: "approve",
-                group: CSRS.0,
-                resource: "signers",
-                subresource: "",
-                namespace: "",
-                name,
-                fields: None,
-            };
-            self.registry.authorizer().decide(who, &asked).allowed
-        };
-        if may(signer) || may(&domain) {
-            return Ok(());
-        }
-        let why = format!("user not permitted to approve requests with signerName {}", quoted(signer));
-        Err(StatusError::forbidden(target.resource.group_resource(), &target.name, why))
     }
 
     /// A used-up token is as good as none: but the board whose answer was lost may ask once more.

@@ -1,5 +1,6 @@
 //! What a request's path and method ask for (`RequestInfo`).
 
+use crate::percent;
 use crate::registry::options::Query;
 use hyper::Method;
 
@@ -35,7 +36,7 @@ pub(super) struct ResourcePath {
 pub(super) fn route(path: &str) -> Option<Route> {
     let mut parts = Vec::new();
     for part in path.split('/').filter(|part| !part.is_empty()) {
-        parts.push(decoded(part)?);
+        parts.push(percent::decoded(part)?);
     }
     let mut parts = parts.into_iter();
     let (group, version) = match parts.next().as_deref() {
@@ -73,22 +74,6 @@ pub(super) fn route(path: &str) -> Option<Route> {
     // What follows a subresource (a proxied path) belongs to it.
     path.subresource = rest.next().unwrap_or_default();
     Some(Route::Resource(path))
-}
-
-fn decoded(part: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(part.len());
-    let mut rest = part.as_bytes();
-    while let Some((byte, tail)) = rest.split_first() {
-        rest = tail;
-        if *byte == b'%' {
-            let (hex, tail) = rest.split_at_checked(2)?;
-            bytes.push(u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()?);
-            rest = tail;
-        } else {
-            bytes.push(*byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// The verb of a request on objects; `None` for a method that has none.

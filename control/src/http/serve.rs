@@ -327,9 +327,6 @@ impl Asked {
         let content_type = text(&self.headers, &header::CONTENT_TYPE);
         let media_type = negotiate::media_type(content_type);
         let agent = text(&self.headers, &header::USER_AGENT);
-        if part.is_some_and(|part| part.what == Part::Approval) && self.verb != "get" {
-            self.context.enrollment.check_approver(&self.who, target).await?;
-        }
         let is_scale = part.is_some_and(|part| part.what == Part::Scale);
         Ok(match self.verb {
             "get" if is_scale => Answer::ok(registry.scale(target).await?, accepted),

@@ -111,12 +111,12 @@ impl Registry {
         (new, old): (&Value, &Value),
     ) -> Result<(), StatusError> {
         let differs = |path: &[&str]| object::at(new, path) != object::at(old, path);
-        let (verb, doing) = match part.map(|part| part.what) {
-            Some(Part::Approval) => ("approve", "approve"),
+        let verb = match part.map(|part| part.what) {
+            Some(Part::Approval) => "approve",
             Some(Part::Status)
                 if differs(&["status", "certificate"]) || differs(&["status", "conditions"]) =>
             {
-                ("sign", "sign")
+                "sign"
             }
             _ => return Ok(()),
         };
@@ -126,7 +126,7 @@ impl Registry {
         if may(signer) || domain.is_some_and(|domain| may(&domain)) {
             return Ok(());
         }
-        let why = format!("user not permitted to {doing} requests with signerName {}", quoted(signer));
+        let why = format!("user not permitted to {verb} requests with signerName {}", quoted(signer));
         forbid(target, &target.name, Err(why))
     }
 
