@@ -31,7 +31,7 @@ use coracle_pod::observed::InstanceId;
 use coracle_pod::spec::{PodSpec, PodUid, QosClass};
 use hierarchy::hand_down;
 use kill::{kill_all, remove_tree};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -317,6 +317,16 @@ impl Tree {
     /// CPU time and memory in use of a cgroup path. `None` when it is gone.
     pub fn usage(&self, path: &str) -> Option<Usage> {
         usage::usage(&self.hierarchy, path)
+    }
+
+    /// What the whole machine uses.
+    pub fn machine_usage(&self) -> Option<Usage> {
+        usage::machine(&self.hierarchy)
+    }
+
+    /// What the containers of a pod's cgroup path use, by name.
+    pub fn container_usage(&self, pod: &str) -> BTreeMap<String, Usage> {
+        usage::containers(&self.hierarchy, pod)
     }
 
     /// How long tasks of a cgroup path waited for `resource`: `cpu`, `memory` or `io`. `None` on v1, and where the

@@ -254,8 +254,12 @@ fn usage_and_pressure_are_told() {
     let busy = &summary["pods"][0];
     assert_eq!(busy["podRef"]["name"], "busy", "{summary}");
     for (resource, figure) in [("cpu", "usageCoreNanoSeconds"), ("memory", "workingSetBytes")] {
-        assert!(busy[resource][figure].as_u64().is_some_and(|n| n > 0), "{resource}: {summary}");
+        for of in [busy, &busy["containers"][0], &summary["node"]] {
+            assert!(of[resource][figure].as_u64().is_some_and(|n| n > 0), "{resource}: {summary}");
+        }
     }
+    assert_eq!(busy["containers"][0]["name"], "main", "{summary}");
+    assert!(busy["containers"][0]["startTime"].is_string(), "{summary}");
     let told = |of: &serde_json::Value| {
         of["memory"]["psi"]["some"]["total"].is_u64() && of["io"]["psi"]["full"]["avg300"].is_f64()
     };

@@ -3,9 +3,11 @@
 use super::{Context, Response, object, text, typed};
 use crate::request::{Refusal, Request};
 use coracle_pod::PodSpec;
-use coracle_runtime::cgroup::{Pressure, Stall, pressure};
+use coracle_runtime::cgroup::{Pressure, Stall, Usage, pressure};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -76,17 +78,50 @@ pub(super) async fn summary(context: &Context) -> Result<Response, Refusal> {
         let Ok(spec) = PodSpec::from_api(&pod) else { continue };
         let path = tree.pod_path(&spec.uid, spec.qos);
         let Some(usage) = tree.usage(&path) else { continue };
-        let mut pod = json!({
-            "podRef": {"name": spec.name, "namespace": spec.namespace, "uid": spec.uid.0},
-            "cpu": {"time": now, "usageCoreNanoSeconds": usage.cpu_nanoseconds},
-            "memory": {"time": now, "workingSetBytes": usage.working_set_bytes},
+        let running = started(&pod);
+        let containers = tree.container_usage(&path).into_iter().filter_map(|(name, usage)| {
+            let mut container = figures(&now, usage);
+            container["startTime"] = json!(running.get(name.as_str())?);
+            container["name"] = name.into();
+            Some(container)
         });
-        add_pressure(&mut pod, &now, |resource| tree.pressure(&path, resource));
-        list.push(pod);
+        let mut shown = figures(&now, usage);
+        shown["containers"] = containers.collect();
+        shown["podRef"] = json!({"name": spec.name, "namespace": spec.namespace, "uid": spec.uid.0});
+        shown["startTime"] = json!(pod.status.as_ref().and_then(|status| status.start_time.as_ref()));
+        add_pressure(&mut shown, &now, |resource| tree.pressure(&path, resource));
+        list.push(shown);
     }
-    let mut node = json!({"nodeName": context.board.settings().node_name});
+    let mut node = tree.machine_usage().map_or_else(|| json!({}), |usage| figures(&now, usage));
+    if let Some(used) = node["memory"]["workingSetBytes"].as_u64() {
+        let all = context.board.capacity().memory_bytes;
+        node["memory"]["availableBytes"] = all.saturating_sub(used).into();
+    }
+    node["nodeName"] = context.board.settings().node_name.clone().into();
     add_pressure(&mut node, &now, |resource| pressure(&Path::new("/proc/pressure").join(resource)));
     Ok(object(&json!({"node": node, "pods": list})))
+}
+
+/// The figures of `stats/v1alpha1` that do not need two samples.
+fn figures(now: &str, usage: Usage) -> Value {
+    json!({
+        "cpu": {"time": now, "usageCoreNanoSeconds": usage.cpu_nanoseconds},
+        "memory": {
+            "time": now, "usageBytes": usage.memory_bytes, "workingSetBytes": usage.working_set_bytes,
+        },
+    })
+}
+
+/// Since when each container runs; those that do not run use nothing.
+fn started(pod: &Pod) -> BTreeMap<&str, Option<&Time>> {
+    let status = pod.status.iter();
+    let lists = status
+        .flat_map(|s| [&s.init_container_statuses, &s.container_statuses, &s.ephemeral_container_statuses]);
+    let running = lists.flatten().flatten().filter_map(|container| {
+        let running = container.state.as_ref()?.running.as_ref()?;
+        Some((container.name.as_str(), running.started_at.as_ref()))
+    });
+    running.collect()
 }
 
 /// `psi` beside each resource's figures, as the kubelet's summary has it (KEP-4205); nothing where the kernel keeps none.
