@@ -32,6 +32,8 @@ pub struct Config {
     pub cluster_cidr: String,
     /// Silence after which a node is not believed to live.
     pub node_monitor_grace_seconds: u16,
+    /// Between two looks at what autoscaled pods use.
+    pub autoscaler_sync_seconds: u16,
     /// Certificates.
     pub certificates: Certificates,
 }
@@ -58,6 +60,7 @@ impl Default for Config {
             service_cidr: "10.96.0.0/16".into(),
             cluster_cidr: "10.244.0.0/16".into(),
             node_monitor_grace_seconds: 40,
+            autoscaler_sync_seconds: 15,
             certificates: Certificates::default(),
         }
     }
@@ -134,6 +137,9 @@ impl Config {
         if self.node_monitor_grace_seconds == 0 {
             return Err(("node_monitor_grace_seconds", "must be at least 1".into()));
         }
+        if self.autoscaler_sync_seconds == 0 {
+            return Err(("autoscaler_sync_seconds", "must be at least 1".into()));
+        }
         if !self.cluster_cidr.is_empty() {
             self.cluster_cidr.parse::<ClusterCidr>().map_err(|error| ("cluster_cidr", error))?;
         }
@@ -163,6 +169,7 @@ mod tests {
         check("hosts = [\"https://a\"]", "c.toml: hosts: \"https://a\"");
         check("cluster_cidr = \"10.0.0.0/30\"", "c.toml: cluster_cidr: 10.0.0.0/30: a prefix of");
         check("node_monitor_grace_seconds = 0", "c.toml: node_monitor_grace_seconds: must be");
+        check("autoscaler_sync_seconds = 0", "c.toml: autoscaler_sync_seconds: must be");
         check("[certificates]\ndays_max = 0", "c.toml: certificates.days_max: must be");
         check("[certificates]\ndays = 1", "c.toml:2: unknown field `days`");
     }

@@ -13,6 +13,7 @@ use coracle_control::pki::{self, Pki};
 use coracle_control::registry::{Registry, ServiceRange};
 use coracle_control::storage::{Embedded, Etcd, EtcdOptions, Storage};
 use coracle_control::tunnel::Dialer;
+use coracle_control::usage::Boards;
 use sd_notify::NotifyState;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -68,9 +69,10 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     let longest = Duration::from_secs(u64::from(config.certificates.days_max) * 86_400);
     let enrollment = Enrollment::new(registry.clone(), &pki, longest);
     let _enrolling = Task(tokio::spawn(enroll::run(enrollment.clone())));
-    let dialer = Dialer::new(pki.kubelet_client.clone());
-    let controllers = controllers::start(registry.clone(), settings(&config)?);
-    let context = http::Context::new(registry, authenticator, dialer, enrollment);
+    let dialer = Arc::new(Dialer::new(pki.kubelet_client.clone()));
+    let boards = Arc::new(Boards::new(dialer.clone()));
+    let controllers = controllers::start(registry.clone(), settings(&config)?, boards.clone());
+    let context = http::Context::new(registry, authenticator, (dialer, boards), enrollment);
     let context = Arc::new(context.with_controllers(controllers));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tracing::info!(%address, "the API is served");
@@ -135,6 +137,7 @@ fn settings(config: &Config) -> anyhow::Result<controllers::Settings> {
     Ok(controllers::Settings {
         cluster_cidr: cluster,
         node_monitor_grace: Duration::from_secs(config.node_monitor_grace_seconds.into()),
+        autoscaler_sync: Duration::from_secs(config.autoscaler_sync_seconds.into()),
         ..controllers::Settings::default()
     })
 }

@@ -5,9 +5,13 @@
 //!              └─ no: /stats/summary ──► with the sample before it: a rate ──► figures
 //!                                          └─ none before: once more, a second later
 //! ```
-//! Nothing is asked of a board while nobody looks. One request to a board at a time, [`BOARDS_AT_ONCE`] boards at once; a board
+//! Nothing is asked of a board while nobody looks. One request to a board at a time, some boards at once ([`boards`]); a board
 //! that does not answer has no figures, and the others' are shown. What a board says is bounded, and of pods only those are
 //! believed that are on it.
+
+mod boards;
+
+pub use boards::Boards;
 
 use crate::object::{at, items, name, text};
 use jiff::Timestamp;
@@ -18,13 +22,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Bytes of a summary; pods of a board that are read.
-pub const SUMMARY_BYTES_MAX: usize = 4 << 20;
+/// Pods of a board that are read.
 const PODS_MAX: usize = 1024;
 /// Containers of a pod that are read.
 const CONTAINERS_MAX: usize = 128;
-/// Boards that are asked at once.
-pub const BOARDS_AT_ONCE: usize = 32;
 /// Figures that are not asked for anew.
 const FRESH: Duration = Duration::from_secs(15);
 /// A sample older than this says nothing about now.
@@ -50,9 +51,22 @@ impl Counters {
 
 /// What it uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Rate {
-    nano_cores: u64,
-    memory_bytes: u64,
+pub struct Rate {
+    /// Billionths of a core.
+    pub nano_cores: u64,
+    /// Working set.
+    pub memory_bytes: u64,
+}
+
+/// What a pod's containers use.
+#[derive(Clone, Debug)]
+pub struct PodUsage {
+    /// When that was so.
+    pub at: Timestamp,
+    /// For how long.
+    pub window: Duration,
+    /// By name.
+    pub containers: Vec<(String, Rate)>,
 }
 
 impl Rate {
@@ -143,6 +157,12 @@ impl Figures {
     fn time(&self) -> String {
         let at = self.at.unwrap_or(Timestamp::UNIX_EPOCH);
         Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
+    }
+
+    /// What the pod of a uid uses.
+    pub fn of_pod(&self, uid: &str) -> Option<PodUsage> {
+        let containers = self.pods.get(uid).filter(|containers| !containers.is_empty())?;
+        Some(PodUsage { at: self.at?, window: self.window, containers: containers.clone() })
     }
 
     /// `NodeMetrics`.

@@ -51,3 +51,46 @@ fn nodes_pods_and_containers_are_shown_with_what_they_use() {
     });
     assert!(number(&pods[0][1], "m").is_some_and(|millis| millis > 10), "{pods:?}");
 }
+
+const LOADED: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: web
+        image: example.test/busybox:1
+        command: [sh, -c, "while :; do :; done"]
+        resources: {requests: {cpu: 50m}, limits: {cpu: 100m}}
+"#;
+
+#[test]
+fn a_load_makes_a_deployment_grow() {
+    let config = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(config.path(), "autoscaler_sync_seconds = 5\n").expect("written");
+    let mut fleet =
+        Fleet::start(&["--config", config.path().to_str().expect("text")]).expect("a control plane");
+    let _board = fleet.joined_board("").expect("a board");
+    fleet.apply(LOADED).expect("applied");
+    fleet
+        .kubectl(&["autoscale", "deployment", "web", "--cpu-percent=50", "--min=1", "--max=3"])
+        .expect("autoscaled");
+    // Twice what it is to use, and more than the maximum by far: as far as one step may go.
+    fleet.wait(&["deployment/web", "--for=jsonpath={.spec.replicas}=3"]).expect("it grows");
+    fleet.wait(&["hpa/web", "--for=condition=ScalingActive"]).expect("it knows");
+    let described = fleet.kubectl(&["describe", "hpa", "web"]).expect("described");
+    let reason = "New size: 3; reason: cpu resource utilization (percentage of request) above target";
+    until(&fleet, &["get", "events", "-o", "custom-columns=M:.message"], |rows| {
+        rows.iter().any(|row| row.join(" ") == reason)
+    });
+    assert!(described.contains("resource cpu on pods  (as a percentage of request):"), "{described}");
+    let shown = until(&fleet, &["get", "hpa", "web", "--no-headers"], |rows| {
+        rows.first().is_some_and(|row| row.len() == 8 && row[2] == "cpu:" && !row[3].contains("unknown"))
+    });
+    assert_eq!(shown[0][1], "Deployment/web");
+}

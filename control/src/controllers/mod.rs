@@ -10,6 +10,7 @@
 //!
 //! Invariants: no polling; what fails is tried again with back-off; a controller that is idle writes nothing.
 
+mod autoscaler;
 pub mod cache;
 pub mod client;
 mod compaction;
@@ -43,6 +44,7 @@ pub use pod_cidr::ClusterCidr;
 
 use crate::registry::Registry;
 use crate::scheduler;
+use crate::usage::Boards;
 use cache::{Cache, Listener};
 use client::Client;
 use frame::{Controller, Prepared, prepare};
@@ -59,6 +61,8 @@ pub struct Settings {
     pub node_monitor_grace: Duration,
     /// The life of events.
     pub event_ttl: Duration,
+    /// Between two looks at what autoscaled pods use.
+    pub autoscaler_sync: Duration,
 }
 
 impl Default for Settings {
@@ -68,6 +72,7 @@ impl Default for Settings {
             cluster_cidr: Some(ClusterCidr::default()),
             node_monitor_grace: Duration::from_secs(40),
             event_ttl: Duration::from_secs(3600),
+            autoscaler_sync: Duration::from_secs(15),
         }
     }
 }
@@ -113,18 +118,19 @@ impl Controllers {
 }
 
 /// Starts the controllers; with a shared storage they wait for the lead.
-pub fn start(registry: Registry, settings: Settings) -> Controllers {
+pub fn start(registry: Registry, settings: Settings, boards: Arc<Boards>) -> Controllers {
     let status = Arc::new(Status::default());
     let mut tasks = JoinSet::new();
     let told = status.clone();
     tasks.spawn(async move {
-        leader::lead(registry.clone(), || term(registry.clone(), settings.clone(), told.clone())).await;
+        let begin = || term(registry.clone(), settings.clone(), boards.clone(), told.clone());
+        leader::lead(registry.clone(), begin).await;
     });
     Controllers { status, _tasks: tasks }
 }
 
 /// One term as the leader: everything, until it is dropped.
-async fn term(registry: Registry, settings: Settings, status: Arc<Status>) {
+async fn term(registry: Registry, settings: Settings, boards: Arc<Boards>, status: Arc<Status>) {
     let cache = Arc::new(Cache::new(registry.clone()));
     let client = Client::new(registry.clone(), cache.clone());
     let (recorder, writes) = events::recorder(registry.clone());
@@ -165,6 +171,12 @@ async fn term(registry: Registry, settings: Settings, status: Arc<Status>) {
     parts.add(cron_job::CronJobs::new(account("cronjob-controller"), said_by("cronjob-controller")));
     parts.add(disruption::Disruption::new(account("disruption-controller"), said_by("controllermanager")));
     parts.add(protection::Protection::new(account("pvc-protection-controller")));
+    parts.add(autoscaler::Autoscalers::new(
+        account("horizontal-pod-autoscaler"),
+        said_by("horizontal-pod-autoscaler"),
+        boards,
+        settings.autoscaler_sync,
+    ));
     parts.add(pod_gc::PodGarbage::new(account("pod-garbage-collector")));
     parts.add(ttl::TimeToLive::new(account("ttl-after-finished-controller"), settings.event_ttl));
     if let Some(cluster) = settings.cluster_cidr {

@@ -27,7 +27,7 @@ use crate::controllers::Controllers;
 use crate::enroll::Enrollment;
 use crate::registry::Registry;
 use crate::tunnel::Dialer;
-use crate::usage::Usage;
+use crate::usage::Boards;
 use bounds::{InFlight, Sources};
 use metrics::Metrics;
 use rustls::ServerConfig;
@@ -56,9 +56,9 @@ pub struct Context {
     registry: Registry,
     authenticator: Authenticator,
     metrics: Metrics,
-    usage: Usage,
+    boards: Arc<Boards>,
     in_flight: InFlight,
-    dialer: Dialer,
+    dialer: Arc<Dialer>,
     enrollment: Enrollment,
     /// They live as long as somebody is served; absent where only the API is.
     controllers: Option<Controllers>,
@@ -69,14 +69,14 @@ impl Context {
     pub fn new(
         registry: Registry,
         authenticator: Authenticator,
-        dialer: Dialer,
+        (dialer, boards): (Arc<Dialer>, Arc<Boards>),
         enrollment: Enrollment,
     ) -> Context {
         Context {
             registry,
             authenticator,
             metrics: Metrics::default(),
-            usage: Usage::default(),
+            boards,
             in_flight: InFlight::default(),
             dialer,
             enrollment,

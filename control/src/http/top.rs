@@ -1,28 +1,17 @@
 //! `metrics.k8s.io/v1beta1`: what `kubectl top` asks. See [`crate::usage`].
 
-use super::body::Body;
-use super::streams::kubelet;
 use super::{Context, path::ResourcePath};
 use crate::kinds;
 use crate::object::{self, text};
 use crate::registry::options::{At, ListOptions, Query};
 use crate::registry::selector::Selector;
 use crate::registry::{Target, Verbs};
-use crate::usage::{BOARDS_AT_ONCE, SUMMARY_BYTES_MAX};
-use bytes::Bytes;
 use coracle_api::status::{GroupResource, StatusError};
-use futures_util::StreamExt;
-use http_body_util::{BodyExt, Empty, Limited};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub(super) const GROUP: &str = "metrics.k8s.io";
 pub(super) const VERSION: &str = "v1beta1";
-const SUMMARY: &str = "/stats/summary";
-/// Of one board, both samples.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether the path is ours.
 pub(super) fn is_ours(of: &ResourcePath) -> bool {
@@ -56,26 +45,7 @@ pub(super) async fn serve(
         list(context, &target, query).await?
     };
     let nodes = nodes(context, of_nodes, &objects).await?;
-    let figures: HashMap<String, _> = futures_util::stream::iter(nodes)
-        .map(|node| {
-            let context = context.clone();
-            async move {
-                let name = object::name(&node).to_string();
-                let ask = || summary(&context, &node);
-                let asked = tokio::time::timeout(PATIENCE, context.usage.of(&name, ask)).await;
-                match asked.unwrap_or_else(|_| Err(StatusError::timeout("the node does not answer", 0))) {
-                    Ok(figures) => Some((name, figures)),
-                    Err(error) => {
-                        tracing::debug!(node = name, %error, "a node has no figures");
-                        None
-                    }
-                }
-            }
-        })
-        .buffer_unordered(BOARDS_AT_ONCE)
-        .filter_map(std::future::ready)
-        .collect()
-        .await;
+    let figures = context.boards.figures(nodes).await;
     let mut items = Vec::with_capacity(objects.len());
     for object in &objects {
         let node = if of_nodes { object::name(object) } else { text(object, &["spec", "nodeName"]) };
@@ -107,7 +77,7 @@ async fn nodes(context: &Context, of_nodes: bool, objects: &[Value]) -> Result<V
     let resource = kinds::find("", "v1", "nodes").expect("nodes are in the table");
     let target = Target { resource, namespace: String::new(), name: String::new() };
     let mut all = list(context, &target, &Query::default()).await?;
-    context.usage.keep(&all);
+    context.boards.keep(&all);
     let wanted = |node: &Value| {
         let name = object::name(node);
         objects.iter().any(|object| {
@@ -116,21 +86,4 @@ async fn nodes(context: &Context, of_nodes: bool, objects: &[Value]) -> Result<V
     };
     all.retain(wanted);
     Ok(all)
-}
-
-async fn summary(context: &Context, node: &Value) -> Result<Value, StatusError> {
-    let io = kubelet::dial(context, node).await?;
-    let body: Body = Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync();
-    let request = hyper::Request::get(SUMMARY)
-        .header(hyper::header::HOST, object::name(node))
-        .body(body)
-        .map_err(StatusError::internal)?;
-    let answer = kubelet::send(io, request).await?;
-    if !answer.status().is_success() {
-        return Err(StatusError::internal(format!("{SUMMARY}: {}", answer.status())));
-    }
-    let body = Limited::new(answer.into_body(), SUMMARY_BYTES_MAX).collect().await;
-    let body = body.map_err(|error| StatusError::internal(format!("{SUMMARY}: {error}")))?;
-    serde_json::from_slice(&body.to_bytes())
-        .map_err(|error| StatusError::internal(format!("{SUMMARY}: {error}")))
 }

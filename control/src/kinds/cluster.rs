@@ -1,4 +1,4 @@
-//! What a cluster is made of: namespaces, nodes, volumes, budgets, roles, certificates, autoscalers, events.
+//! What a cluster is made of: namespaces, nodes, volumes, budgets, roles, certificates, events.
 
 use super::pod::{immutable, one_of};
 use crate::auth::Identity;
@@ -268,83 +268,6 @@ pub(super) fn validate_signing_request(request: &Value, errors: &mut Errors) {
     if text(spec, &["signerName"]).is_empty() {
         errors.required(&path.child("signerName"), "");
     }
-}
-
-pub(super) fn default_autoscaler(autoscaler: &mut Value) {
-    let spec = child(autoscaler, "spec");
-    default(spec, "minReplicas", 1);
-    let utilization = json!([{
-        "type": "Resource",
-        "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}},
-    }]);
-    default(spec, "metrics", utilization);
-}
-
-pub(super) fn prepare_autoscaler(autoscaler: &mut Value) {
-    let status = json!({"currentMetrics": null, "desiredReplicas": 0});
-    fields(autoscaler).insert("status".into(), status);
-}
-
-pub(super) fn validate_autoscaler(autoscaler: &Value, errors: &mut Errors) {
-    let (spec, path) = (at(autoscaler, &["spec"]), Path::new("spec"));
-    let (min, max) =
-        (at(spec, &["minReplicas"]).as_i64(), at(spec, &["maxReplicas"]).as_i64().unwrap_or_default());
-    if min.is_some_and(|min| min < 1) {
-        errors.invalid(&path.child("minReplicas"), min, "must be greater than or equal to 1");
-    }
-    if max < 1 {
-        errors.invalid(&path.child("maxReplicas"), max, "must be greater than 0");
-    }
-    if min.is_some_and(|min| max < min) {
-        errors.invalid(&path.child("maxReplicas"), max, "must be greater than or equal to `minReplicas`");
-    }
-    for key in ["kind", "name"] {
-        if text(spec, &["scaleTargetRef", key]).is_empty() {
-            errors.required(&path.child("scaleTargetRef").child(key), "");
-        }
-    }
-}
-
-/// autoscaling/v1 has one metric, by a name of its own.
-pub(super) fn autoscaler_to_v2(object: &mut Value) {
-    let spec = child(object, "spec");
-    if let Some(percent) = object::remove(spec, "targetCPUUtilizationPercentage") {
-        let target = json!({"type": "Utilization", "averageUtilization": percent});
-        let metric = json!([{"type": "Resource", "resource": {"name": "cpu", "target": target}}]);
-        fields(spec).insert("metrics".into(), metric);
-    }
-    default_autoscaler(object);
-    let status = child(object, "status");
-    default(status, "desiredReplicas", 0);
-    fields(status).entry("currentMetrics").or_insert(Value::Null);
-}
-
-pub(super) fn autoscaler_from_v2(object: &mut Value) {
-    let spec = child(object, "spec");
-    let metrics = object::remove(spec, "metrics").unwrap_or_default();
-    let cpu =
-        metrics.as_array().into_iter().flatten().find(|metric| {
-            text(metric, &["type"]) == "Resource" && text(metric, &["resource", "name"]) == "cpu"
-        });
-    let percent =
-        cpu.map_or(&Value::Null, |metric| at(metric, &["resource", "target", "averageUtilization"]));
-    if percent.is_number() {
-        fields(spec).insert("targetCPUUtilizationPercentage".into(), percent.clone());
-    }
-    let status = child(object, "status");
-    object::remove(status, "currentMetrics");
-    default(status, "currentReplicas", 0);
-    default(status, "desiredReplicas", 0);
-}
-
-pub(super) fn default_autoscaler_v1(object: &mut Value) {
-    let spec = child(object, "spec");
-    default(spec, "minReplicas", 1);
-    default(spec, "targetCPUUtilizationPercentage", 80);
-}
-
-pub(super) fn prepare_autoscaler_v1(object: &mut Value) {
-    fields(object).insert("status".into(), json!({"currentReplicas": 0, "desiredReplicas": 0}));
 }
 
 /// events.k8s.io names the same fields differently.

@@ -3,6 +3,7 @@
 //! Defaults, validation and wording follow upstream's `pkg/apis/*/v1/defaults.go`, `*/validation` and the strategies of
 //! `pkg/registry`. A kind that is not here is not served; there are no half-served ones.
 
+mod autoscaler;
 mod cluster;
 mod config;
 mod pod;

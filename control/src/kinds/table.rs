@@ -1,6 +1,6 @@
 //! The table. One row a kind and version, in the order in which discovery shows groups.
 
-use super::{BINDING, CORE, cluster, config, pod, service, workloads};
+use super::{BINDING, CORE, autoscaler, cluster, config, pod, service, workloads};
 use crate::registry::{
     Name, PROXIED, Part, Resource, SCALE, Stored, Subresource, Verbs, cluster as of_cluster, connect,
     namespaced as of_namespace, part, status,
@@ -301,9 +301,9 @@ pub static RESOURCES: &[Resource] = &[
         short_names: &["hpa"],
         categories: ALL,
         subresources: &[status("HorizontalPodAutoscaler")],
-        default: cluster::default_autoscaler,
-        prepare_create: cluster::prepare_autoscaler,
-        validate: cluster::validate_autoscaler,
+        default: autoscaler::default_autoscaler,
+        prepare_create: autoscaler::prepare_autoscaler,
+        validate: autoscaler::validate_autoscaler,
         ..of_namespace(
             ("autoscaling", "v2"),
             "HorizontalPodAutoscaler",
@@ -315,14 +315,14 @@ pub static RESOURCES: &[Resource] = &[
         short_names: &["hpa"],
         categories: ALL,
         subresources: &[status("HorizontalPodAutoscaler")],
-        default: cluster::default_autoscaler_v1,
-        prepare_create: cluster::prepare_autoscaler_v1,
-        validate: cluster::validate_autoscaler,
+        default: autoscaler::default_autoscaler_v1,
+        prepare_create: autoscaler::prepare_autoscaler_v1,
+        validate: autoscaler::validate_autoscaler,
         stored: Some(Stored {
             group: "autoscaling",
             version: "v2",
-            to: cluster::autoscaler_to_v2,
-            from: cluster::autoscaler_from_v2,
+            to: autoscaler::autoscaler_to_v2,
+            from: autoscaler::autoscaler_from_v2,
         }),
         ..of_namespace(
             ("autoscaling", "v1"),

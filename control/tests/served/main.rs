@@ -4,6 +4,7 @@ mod accounts;
 mod answers;
 mod api;
 mod attacks;
+mod autoscale;
 mod boards;
 mod control;
 mod endpoints;
