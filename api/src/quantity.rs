@@ -5,7 +5,7 @@
 //! billionth is kept: what is finer rounds away from zero. Nothing is larger than 2⁶³−1: what is larger is cut to that.
 //! Results are exact; no floating point is used.
 //!
-//! Left out on purpose: arithmetic. Callers compute with the integers that [`Quantity::millis`] and
+//! Of arithmetic there is what quotas need; others compute with the integers that [`Quantity::millis`] and
 //! [`Quantity::bytes`] give.
 
 use std::fmt;
@@ -54,6 +54,32 @@ impl Quantity {
     /// Whole units, rounded up (`Value`): what the kubelet counts bytes in.
     pub fn bytes(&self) -> i64 {
         saturate(ceil_div(self.nanos, NANOS_PER_UNIT))
+    }
+
+    /// Zero.
+    pub const ZERO: Quantity = Quantity { nanos: 0, format: Format::DecimalSi };
+
+    /// So many whole units.
+    pub fn of(units: i64) -> Quantity {
+        Quantity { nanos: i128::from(units) * NANOS_PER_UNIT, format: Format::DecimalSi }
+    }
+
+    /// The sum, cut to the largest magnitude. A zero takes the other's notation, as upstream's.
+    #[must_use]
+    pub fn plus(self, other: Quantity) -> Quantity {
+        self.with(other, self.nanos + other.nanos)
+    }
+
+    /// The difference, cut to the largest magnitude.
+    #[must_use]
+    pub fn minus(self, other: Quantity) -> Quantity {
+        self.with(other, self.nanos - other.nanos)
+    }
+
+    fn with(self, other: Quantity, nanos: i128) -> Quantity {
+        let cap = UNITS_MAX * NANOS_PER_UNIT;
+        let format = if self.nanos == 0 { other.format } else { self.format };
+        Quantity { nanos: nanos.clamp(-cap, cap), format }
     }
 
     pub fn is_negative(&self) -> bool {
@@ -251,6 +277,19 @@ mod tests {
 
     fn parse(text: &str) -> Quantity {
         text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn sums_and_differences() {
+        let check = |a: &str, b: &str, sum: &str, difference: &str| {
+            let (a, b) = (parse(a), parse(b));
+            assert_eq!((a.plus(b).to_string().as_str(), a.minus(b).to_string().as_str()), (sum, difference));
+        };
+        check("1", "500m", "1500m", "500m");
+        check("0", "1Gi", "1Gi", "-1Gi");
+        check("1Gi", "512Mi", "1536Mi", "512Mi");
+        check("9223372036854775807", "9223372036854775807", "9223372036854775807", "0");
+        assert_eq!(Quantity::of(3), parse("3"));
     }
 
     #[track_caller]

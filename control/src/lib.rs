@@ -13,6 +13,7 @@ pub mod kinds;
 pub mod object;
 mod percent;
 pub mod pki;
+pub mod quota;
 pub mod registry;
 pub mod scheduler;
 pub mod storage;

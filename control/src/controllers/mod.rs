@@ -34,6 +34,7 @@ mod pod_cidr;
 mod pod_gc;
 mod protection;
 pub mod queue;
+mod quota;
 mod replica_set;
 mod retries;
 mod stateful_set;
@@ -177,6 +178,7 @@ async fn term(registry: Registry, settings: Settings, boards: Arc<Boards>, statu
         boards,
         settings.autoscaler_sync,
     ));
+    parts.add(quota::Quotas::new(account("resourcequota-controller")));
     parts.add(pod_gc::PodGarbage::new(account("pod-garbage-collector")));
     parts.add(ttl::TimeToLive::new(account("ttl-after-finished-controller"), settings.event_ttl));
     if let Some(cluster) = settings.cluster_cidr {

@@ -8,6 +8,7 @@ mod cluster;
 mod config;
 mod pod;
 mod podspec;
+mod quota;
 pub(crate) mod schedule;
 mod service;
 mod table;

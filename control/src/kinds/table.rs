@@ -1,6 +1,6 @@
 //! The table. One row a kind and version, in the order in which discovery shows groups.
 
-use super::{BINDING, CORE, autoscaler, cluster, config, pod, service, workloads};
+use super::{BINDING, CORE, autoscaler, cluster, config, pod, quota, service, workloads};
 use crate::registry::{
     Name, PROXIED, Part, Resource, SCALE, Stored, Subresource, Verbs, cluster as of_cluster, connect,
     namespaced as of_namespace, part, status,
@@ -176,6 +176,9 @@ pub static RESOURCES: &[Resource] = &[
         subresources: &[status("ResourceQuota")],
         returns_deleted: true,
         prepare_create: cluster::empty_status,
+        prepare_update: quota::update,
+        validate: quota::validate,
+        validate_update: quota::validate_update,
         ..of_namespace(CORE, "ResourceQuota", "resourcequotas", "resourcequota")
     },
     Resource {

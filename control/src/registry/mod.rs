@@ -1,7 +1,7 @@
 //! The verbs of the API over every kind: one code path, and a table of what differs ([`Resource`]).
 //!
 //! ```text
-//! create   body ─► accept (type, schema) ─► default ─► admit ─► prepare ─► validate ─► storage.create
+//! create   body ─► accept (type, schema) ─► default ─► admit ─► prepare ─► validate ─► charge ─► storage.create
 //! update ┐ stored ─► new object ─► accept ─► default ─► keep what is the system's ─► validate ─► storage.update(at)
 //! patch  ┘    └────────────── again, when somebody else was faster ◄──────────────────────────────────┘
 //! delete   stored ─► grace or finalizers? mark it : storage.delete(at)
@@ -22,6 +22,7 @@ mod list;
 mod meta;
 pub mod options;
 mod priority;
+mod quota;
 mod recent;
 mod resource;
 mod scale;
@@ -97,6 +98,8 @@ pub struct Registry {
     authorizer: Authorizer,
     /// What watches read.
     recent: Arc<Recent>,
+    /// Whose turn it is at quotas.
+    quota_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Registry {
@@ -108,6 +111,7 @@ impl Registry {
             root_ca: root_ca.into(),
             authorizer: Authorizer::default(),
             recent: Arc::new(Recent::new()),
+            quota_turn: Arc::default(),
         }
     }
 

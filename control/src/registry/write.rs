@@ -1,6 +1,7 @@
 //! Create, update, patch: how an object comes in.
 
 use super::options::WriteOptions;
+use super::quota::Charged;
 use super::{
     Part, RETRIES_MAX, Registry, Resource, Subresource, Target, Written, load, meta, refused, seal, stamp,
 };
@@ -16,7 +17,7 @@ use coracle_api::status::{Reason, StatusError};
 use serde_json::{Value, json};
 
 /// Makes the new object of the stored one, with warnings for whoever asked.
-type Produce<'a> = dyn Fn(&Value) -> Result<(Value, Vec<String>), StatusError> + Sync + 'a;
+pub(super) type Produce<'a> = dyn Fn(&Value) -> Result<(Value, Vec<String>), StatusError> + Sync + 'a;
 
 /// Who records which fields a write owns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +68,14 @@ impl Registry {
         }
         validate(resource, &object, None)?;
         let name = object::name(&object).to_string();
-        let claims = self.claim(resource, &mut object, None, options.dry_run).await?;
+        let charged = self.charge(target, (&object, None), options.dry_run).await?;
+        let claims = match self.claim(resource, &mut object, None, options.dry_run).await {
+            Ok(claims) => claims,
+            Err(error) => {
+                self.refund(charged).await;
+                return Err(error);
+            }
+        };
         let key = resource.key(&target.namespace, &name);
         if options.dry_run {
             return match self.storage.get(&key).await.map_err(refused)? {
@@ -84,7 +92,10 @@ impl Registry {
                 Ok(Written { object, warnings })
             }
             Err(error) => {
-                self.release(claims).await;
+                if !is_open(&error) {
+                    self.release(claims).await;
+                    self.refund(charged).await;
+                }
                 let generated = !object::text(&object, &["metadata", "generateName"]).is_empty();
                 Err(match error {
                     StorageError::Conflict(_) if generated => {
@@ -232,7 +243,7 @@ impl Registry {
                 return Err(StatusError::conflict(resource.group_resource(), &target.name, why));
             }
             meta::keep(&mut new, &old);
-            let mut claims = Vec::new();
+            let (mut claims, mut charged) = (Vec::new(), Charged::default());
             let own = |new: &mut Value| {
                 if owners == Owners::ByChange {
                     let api_version = resource.api_version();
@@ -250,7 +261,14 @@ impl Registry {
                     own(&mut new);
                     self.judge_update(who, target, None, (&new, &old))?;
                     validate(resource, &new, Some(&old))?;
-                    claims = self.claim(resource, &mut new, Some(&old), options.dry_run).await?;
+                    charged = self.charge_change(target, &new, &old, options.dry_run).await?;
+                    claims = match self.claim(resource, &mut new, Some(&old), options.dry_run).await {
+                        Ok(claims) => claims,
+                        Err(error) => {
+                            self.refund(charged).await;
+                            return Err(error);
+                        }
+                    };
                 }
                 Some(part) => {
                     let managed = object::at(&new, &["metadata", "managedFields"]).clone();
@@ -282,6 +300,9 @@ impl Registry {
                     errors.into_result().map_err(|errors| {
                         StatusError::invalid(resource.group_kind(), &target.name, &errors)
                     })?;
+                    if part.what == Part::Resize {
+                        charged = self.charge_change(target, &new, &old, options.dry_run).await?;
+                    }
                 }
             }
             if new == old {
@@ -310,9 +331,15 @@ impl Registry {
                 }
                 // Made again of what is there now: a version that the request names is refused then, and one that a
                 // patch has only taken over is the new one.
-                Err(StorageError::Conflict(_)) => self.release(claims).await,
-                Err(error) => {
+                Err(StorageError::Conflict(_)) => {
                     self.release(claims).await;
+                    self.refund(charged).await;
+                }
+                Err(error) => {
+                    if !is_open(&error) {
+                        self.release(claims).await;
+                        self.refund(charged).await;
+                    }
                     return Err(refused(error));
                 }
             }
@@ -372,6 +399,12 @@ impl Registry {
         self.rewrite(who, target, Some(&kinds::BINDING), options, Owners::ByChange, &assign).await?;
         Ok(json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Success", "code": 201}))
     }
+}
+
+/// Whether a write may have happened all the same: then what was taken for it is not given to another. Claims are found at the
+/// next start, reservations age.
+fn is_open(error: &StorageError) -> bool {
+    matches!(error, StorageError::Unavailable(_))
 }
 
 /// What managed fields are told of a write.

@@ -18,6 +18,7 @@ mod leader;
 mod lifecycle;
 mod node;
 mod ownership;
+mod quota;
 mod rbac;
 mod reviews;
 mod rollout;
