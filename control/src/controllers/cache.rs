@@ -14,7 +14,7 @@ use super::key::Key;
 use crate::registry::{Registry, Resource};
 use crate::storage::{Change as Written, Entry, ListQuery, Revision, StorageError, Watch};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -62,6 +62,7 @@ struct Head {
 struct HeadMeta {
     uid: String,
     owner_references: Vec<Owner>,
+    labels: Option<BTreeMap<Box<str>, Box<str>>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -81,6 +82,7 @@ struct Row {
     entry: Entry,
     uid: Box<str>,
     owners: Box<[Box<str>]>,
+    labels: Box<[(Box<str>, Box<str>)]>,
     /// Of a pod.
     node: Box<str>,
 }
@@ -139,12 +141,22 @@ impl Cache {
     }
 
     fn entries(&self, resource: &'static Resource, namespace: &str) -> Vec<(Key, Entry)> {
+        self.entries_where(resource, namespace, |_| true)
+    }
+
+    fn entries_where(
+        &self,
+        resource: &'static Resource,
+        namespace: &str,
+        wanted: impl Fn(&Row) -> bool,
+    ) -> Vec<(Key, Entry)> {
         let prefix = resource.prefix(namespace);
         let first = Key::of(resource, namespace, "");
         let rows = self.read();
         rows.rows
             .range((Bound::Included(&first), Bound::Unbounded))
             .take_while(|(key, _)| key.as_str().starts_with(&prefix))
+            .filter(|(_, row)| wanted(row))
             .map(|(key, row)| (key.clone(), row.entry.clone()))
             .collect()
     }
@@ -152,6 +164,20 @@ impl Cache {
     /// The objects of a kind, in a namespace or in all.
     pub fn list(&self, resource: &'static Resource, namespace: &str) -> Vec<Arc<Value>> {
         self.objects(&self.entries(resource, namespace))
+    }
+
+    /// The objects of a kind in a namespace that have all these labels; the others are not read.
+    pub fn labelled(
+        &self,
+        resource: &'static Resource,
+        namespace: &str,
+        labels: &Map<String, Value>,
+    ) -> Vec<Arc<Value>> {
+        let has = |row: &Row, key: &str, value: &Value| {
+            row.labels.iter().any(|(mine, is)| **mine == *key && value.as_str() == Some(is))
+        };
+        let wanted = |row: &Row| labels.iter().all(|(key, value)| has(row, key, value));
+        self.objects(&self.entries_where(resource, namespace, wanted))
     }
 
     /// What names an object of this uid as an owner.
@@ -241,6 +267,7 @@ impl Row {
             entry: entry.clone(),
             uid: head.metadata.uid.into(),
             owners: owners.collect(),
+            labels: head.metadata.labels.unwrap_or_default().into_iter().collect(),
             node: head.spec.node_name.into(),
         }
     }

@@ -6,6 +6,7 @@
 mod autoscaler;
 mod cluster;
 mod config;
+mod endpoints;
 mod pod;
 mod podspec;
 mod quota;

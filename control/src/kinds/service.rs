@@ -1,4 +1,4 @@
-//! Services, and what is found behind them.
+//! Services, and who may speak to whom.
 
 use super::pod::{one_of, port_name_problems};
 use crate::object::{self, at, default, default_zero, fields, items, items_mut, text};
@@ -7,7 +7,7 @@ use coracle_api::field::{Errors, Path};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-const PORT_RANGE: &str = "must be between 1 and 65535, inclusive";
+pub(super) const PORT_RANGE: &str = "must be between 1 and 65535, inclusive";
 /// Three hours.
 const AFFINITY_SECONDS: i64 = 10_800;
 
@@ -158,36 +158,6 @@ pub(super) fn validate_service_update(new: &Value, old: &Value, errors: &mut Err
     if !external && !before.is_empty() && address != before {
         let path = Path::new("spec").child("clusterIPs").index(0);
         errors.invalid(&path, json!([address]), "may not change once set");
-    }
-}
-
-pub(super) fn default_endpoints(endpoints: &mut Value) {
-    for subset in items_mut(endpoints, "subsets") {
-        for port in items_mut(subset, "ports") {
-            default_zero(port, "protocol", "TCP");
-        }
-    }
-}
-
-pub(super) fn default_endpoint_slice(slice: &mut Value) {
-    for port in items_mut(slice, "ports") {
-        default(port, "name", "");
-        default(port, "protocol", "TCP");
-    }
-}
-
-pub(super) fn validate_endpoint_slice(slice: &Value, errors: &mut Errors) {
-    let path = Path::new("addressType");
-    match text(slice, &["addressType"]) {
-        "" => errors.required(&path, ""),
-        "IPv4" | "IPv6" | "FQDN" => {}
-        other => errors.not_supported(&path, other, &["FQDN", "IPv4", "IPv6"]),
-    }
-    for (index, endpoint) in items(slice, &["endpoints"]).iter().enumerate() {
-        if items(endpoint, &["addresses"]).is_empty() {
-            let path = Path::new("endpoints").index(index).child("addresses");
-            errors.required(&path, "must contain at least 1 address");
-        }
     }
 }
 

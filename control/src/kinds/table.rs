@@ -1,6 +1,6 @@
 //! The table. One row a kind and version, in the order in which discovery shows groups.
 
-use super::{BINDING, CORE, autoscaler, cluster, config, pod, quota, service, workloads};
+use super::{BINDING, CORE, autoscaler, cluster, config, endpoints, pod, quota, service, workloads};
 use crate::registry::{
     Name, PROXIED, Part, Resource, SCALE, Stored, Subresource, Verbs, cluster as of_cluster, connect,
     namespaced as of_namespace, part, status,
@@ -57,7 +57,8 @@ pub static RESOURCES: &[Resource] = &[
     },
     Resource {
         short_names: &["ep"],
-        default: service::default_endpoints,
+        default: endpoints::default_endpoints,
+        validate: endpoints::validate_endpoints,
         ..of_namespace(CORE, "Endpoints", "endpoints", "endpoints")
     },
     Resource {
@@ -375,8 +376,9 @@ pub static RESOURCES: &[Resource] = &[
     Resource { ..of_namespace(("coordination.k8s.io", "v1"), "Lease", "leases", "lease") },
     Resource {
         generation: true,
-        default: service::default_endpoint_slice,
-        validate: service::validate_endpoint_slice,
+        default: endpoints::default_endpoint_slice,
+        validate: endpoints::validate_slice,
+        validate_update: endpoints::update_slice,
         ..of_namespace(("discovery.k8s.io", "v1"), "EndpointSlice", "endpointslices", "endpointslice")
     },
     Resource {

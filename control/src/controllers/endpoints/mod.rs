@@ -228,8 +228,7 @@ impl Controller for Endpoints {
             return Ok(Next::Done);
         };
         let Some(selector) = pods::selector(&service) else { return Ok(Next::Done) };
-        let mut pods = cache.list(*PODS, key.namespace());
-        pods.retain(|pod| pods::selects(selector, at(pod, &["metadata", "labels"])));
+        let pods = cache.labelled(*PODS, key.namespace(), selector);
         let slices = self.write_slices(&service, &pods).await;
         self.write_legacy(&service, &pods).await?;
         slices.map(|()| Next::Done)
