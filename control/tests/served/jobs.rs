@@ -107,6 +107,20 @@ fn jobs_end_well_or_say_why_not() {
 }
 
 #[test]
+fn a_namespace_ends_with_a_job_in_it() {
+    let control = Control::start(&[]);
+    let kubectl = Kubectl(&control);
+    kubectl.ok(&["create", "namespace", "shop"]);
+    kubectl
+        .run(&["-n", "shop", "create", "-f", "-"], &job("held", "runs", json!({"parallelism": 2})))
+        .expect("made");
+    kubectl.ok(&["-n", "shop", "create", "cronjob", "tick", "--image=runs", "--schedule=@every 1s"]);
+    kubectl.ok(&["-n", "shop", "wait", "--for=jsonpath={.status.active}=2", "job/held", "--timeout=30s"]);
+    // Pods that are not counted hold their namespace until their job is gone.
+    kubectl.ok(&["delete", "namespace", "shop", "--timeout=60s"]);
+}
+
+#[test]
 fn a_job_takes_only_what_is_nobodys() {
     let control = Control::start_patient();
     let kubectl = Kubectl(&control);

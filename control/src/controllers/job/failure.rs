@@ -45,8 +45,23 @@ pub fn wait_left(failures: u32, last: Option<Timestamp>, now: Timestamp) -> Dura
     wait.saturating_sub(passed)
 }
 
-/// When a pod ended: its last container, else when it was ready last, else its deletion.
-pub fn finished_at(pod: &Value) -> Timestamp {
+/// When a pod ended. What its board says counts if it can be true: not before the pod was made, nor after now. Otherwise the
+/// board's clock is wrong, and the time is that of its last word, by the clock of the server that took it.
+pub fn finished_at(pod: &Value, now: Timestamp) -> Timestamp {
+    let read = |text: &str| text.parse::<Timestamp>().ok();
+    let created = read(text(pod, &["metadata", "creationTimestamp"])).unwrap_or(Timestamp::UNIX_EPOCH);
+    let told = told_by_board(pod).unwrap_or(created);
+    if (created..=now).contains(&told) {
+        return told;
+    }
+    let writes = items(pod, &["metadata", "managedFields"]).iter();
+    let of_status = writes.filter(|entry| text(entry, &["subresource"]) == "status");
+    let last = of_status.filter_map(|entry| read(text(entry, &["time"]))).max();
+    last.unwrap_or(created).min(now)
+}
+
+/// Its last container's end, else when it was ready last, else its deletion.
+fn told_by_board(pod: &Value) -> Option<Timestamp> {
     let read = |text: &str| text.parse::<Timestamp>().ok();
     let statuses = items(pod, &["status", "containerStatuses"]);
     let ends = statuses.iter().map(|status| read(text(status, &["state", "terminated", "finishedAt"])));
@@ -62,8 +77,7 @@ pub fn finished_at(pod: &Value) -> Timestamp {
         let time = read(text(pod, &["metadata", "deletionTimestamp"]))?;
         time.checked_sub(SignedDuration::from_secs(grace)).ok()
     };
-    let created = || read(text(pod, &["metadata", "creationTimestamp"]));
-    by_containers.or_else(ready).or_else(deleted).or_else(created).unwrap_or(Timestamp::UNIX_EPOCH)
+    by_containers.or_else(ready).or_else(deleted)
 }
 
 /// What becomes of a failure.
@@ -199,7 +213,8 @@ mod tests {
 
     #[test]
     fn a_pod_ended_with_its_last_container() {
-        let check = |pod: Value, expected: &str| assert_eq!(finished_at(&pod).to_string(), expected);
+        let now: Timestamp = "2026-01-01T00:00:09Z".parse().expect("a time");
+        let check = |pod: Value, expected: &str| assert_eq!(finished_at(&pod, now).to_string(), expected);
         let ended = |at: &str| json!({"state": {"terminated": {"finishedAt": at}}});
         let (a, b) = ("2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z");
         check(json!({"status": {"containerStatuses": [ended(b), ended(a)]}}), b);
@@ -208,5 +223,13 @@ mod tests {
         check(json!({"status": status}), a);
         check(json!({"metadata": {"deletionTimestamp": b, "deletionGracePeriodSeconds": 1}}), a);
         check(json!({"metadata": {"creationTimestamp": b}}), b);
+        // A board without a clock, and one whose clock is ahead.
+        for wrong in ["1970-01-01T00:00:05Z", "2030-01-01T00:00:00Z"] {
+            let written = json!([{"subresource": "status", "time": b}, {"time": "2026-01-01T00:00:08Z"}]);
+            let metadata = json!({"creationTimestamp": a, "managedFields": written});
+            check(json!({"metadata": metadata, "status": {"containerStatuses": [ended(wrong)]}}), b);
+            let metadata = json!({"creationTimestamp": a});
+            check(json!({"metadata": metadata, "status": {"containerStatuses": [ended(wrong)]}}), a);
+        }
     }
 }

@@ -80,6 +80,10 @@ impl Controller for Jobs {
             {
                 self.remember(uid(&job), None);
                 keys.extend(cache.dependents(uid(&job)).into_iter().filter(|key| key.is(*PODS)));
+                // Those that it has let go, or would have adopted.
+                let pods = cache.list(*PODS, namespace(&job)).into_iter();
+                let loose = pods.filter(|pod| is_tracked(pod) && controller_of(pod).is_none());
+                keys.extend(loose.map(|pod| Key::of(*PODS, namespace(&pod), name(&pod))));
             }
             return keys;
         }
@@ -94,7 +98,7 @@ impl Controller for Jobs {
                 None if change.new.is_some() => candidates(&pod, *JOBS, cache),
                 None => Vec::new(),
             };
-            if jobs.is_empty() && is_tracked(&pod) {
+            if is_tracked(&pod) && (jobs.is_empty() || controller_of(&pod).is_none()) {
                 keys.push(change.key.clone());
             }
             keys.extend(jobs);
@@ -127,7 +131,7 @@ impl Controller for Jobs {
         } else if is_terminating(&job) {
             (Ok(()), None)
         } else {
-            self.step(&job, plan::step(&view, view.backoff(known), now)).await
+            self.step(&job, plan::step(&view, view.backoff(known, now), now)).await
         };
         // As they are now.
         let pods = self.pods(&job);
@@ -162,8 +166,11 @@ impl Jobs {
                 let job = job.and_then(|job| self.client.cache().get(&job));
                 !ours || job.is_some_and(|job| is_foreign(&job) || !is_finished(&job))
             }
-            // Who selects it will adopt it.
-            None => !candidates(&pod, *JOBS, self.client.cache()).is_empty(),
+            // Who selects it will adopt it, unless it is itself on its way out.
+            None => candidates(&pod, *JOBS, self.client.cache()).iter().any(|job| {
+                let job = self.client.cache().get(job);
+                job.is_some_and(|job| !is_terminating(&job) && !is_finished(&job))
+            }),
         };
         if !foreign && is_tracked(&pod) {
             self.release(vec![pod]).await?;
@@ -202,7 +209,7 @@ impl Jobs {
     ) -> Result<(), StatusError> {
         let tracked = status::track(view, verdict, Timestamp::now());
         let Some(mut job) = self.write(job.clone(), tracked.status).await? else { return Ok(()) };
-        self.remember(uid(&job), Some(view.backoff(known)));
+        self.remember(uid(&job), Some(view.backoff(known, Timestamp::now())));
         match tracked.suspended {
             Some(true) => self.recorder.say(&job, Kind::Normal, "Suspended", "Job suspended"),
             Some(false) => self.recorder.say(&job, Kind::Normal, "Resumed", "Job resumed"),

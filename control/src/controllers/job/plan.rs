@@ -209,14 +209,18 @@ impl<'a> View<'a> {
     }
 
     /// The failures in a row, with those that ended since.
-    pub fn backoff(&self, known: Option<Backoff>) -> Backoff {
-        let times = |pods: &[&Arc<Value>]| pods.iter().map(|pod| finished_at(pod)).collect::<Vec<_>>();
+    pub fn backoff(&self, known: Option<Backoff>, now: Timestamp) -> Backoff {
+        let times = |pods: &[&Arc<Value>]| pods.iter().map(|pod| finished_at(pod, now)).collect::<Vec<_>>();
         match known {
             Some(known) => known.with(&times(&self.succeeded), &times(&self.failed)),
             // Nobody remembers (this control plane has just begun to lead): what there still is tells.
             None => {
                 let those = |is: &dyn Fn(&Value) -> bool| {
-                    self.pods.iter().filter(|pod| is(pod)).map(|pod| finished_at(pod)).collect::<Vec<_>>()
+                    self.pods
+                        .iter()
+                        .filter(|pod| is(pod))
+                        .map(|pod| finished_at(pod, now))
+                        .collect::<Vec<_>>()
                 };
                 let (succeeded, failed) =
                     (those(&|pod| phase(pod) == "Succeeded"), those(&|pod| has_failed(self.job, pod)));
@@ -411,7 +415,7 @@ fn missing_indexes(
                 let ignored = i64::from(judge(view.job, last) == Action::Ignore);
                 let failures = (of(INDEX_FAILURES) + 1 - ignored, of(INDEX_IGNORED) + ignored);
                 let in_a_row = u32::try_from(all_failures(last) + 1).unwrap_or(u32::MAX);
-                (wait_left(in_a_row, Some(finished_at(last)), now), Some(failures))
+                (wait_left(in_a_row, Some(finished_at(last, now)), now), Some(failures))
             }
         };
         if left.is_zero() {

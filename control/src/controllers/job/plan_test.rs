@@ -65,7 +65,7 @@ fn acts(job: &Value, pods: &[&str]) -> String {
         Some(Verdict::Fails { reason, .. } | Verdict::Succeeds { reason, .. }) => return reason,
         None => {}
     }
-    let step = step(&view, view.backoff(None), now());
+    let step = step(&view, view.backoff(None, now()), now());
     let mut words: Vec<String> = step.delete.iter().map(|pod| format!("-{}", uid(pod))).collect();
     words.sort();
     words.extend(step.make.iter().map(|fresh| match (fresh.index, fresh.failures) {
