@@ -122,6 +122,9 @@ pub struct Serve {
     /// An etcd cluster instead of the embedded store: http://HOST:PORT; may be repeated.
     #[arg(long)]
     etcd: Vec<String>,
+    /// With --etcd: IP:PORT at which the other control planes reach this one; where it listens, by default.
+    #[arg(long)]
+    peer_address: Option<SocketAddr>,
     /// Static tokens: TOKEN,USER,UID,"GROUP,…" a line. Made with one for the administrator if it is missing.
     #[arg(long)]
     token_file: Option<PathBuf>,
@@ -146,6 +149,7 @@ impl Serve {
         replace(&mut config.etcd, &self.etcd);
         config.data_dir = self.data_dir.clone().unwrap_or(config.data_dir);
         config.listen = self.listen.unwrap_or(config.listen);
+        config.peer_address = self.peer_address.or(config.peer_address);
         config.advertise = self.advertise.clone().unwrap_or(config.advertise);
         config.token_file = self.token_file.clone().or(config.token_file);
         config.service_cidr = self.service_cidr.clone().unwrap_or(config.service_cidr);

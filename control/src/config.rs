@@ -24,6 +24,8 @@ pub struct Config {
     pub advertise: String,
     /// An etcd cluster instead of the embedded store: `http://HOST:PORT`.
     pub etcd: Vec<String>,
+    /// With etcd: the address at which the other control planes reach this one; where it listens, when unset.
+    pub peer_address: Option<SocketAddr>,
     /// Static tokens: `TOKEN,USER,UID,"GROUP,…"` a line.
     pub token_file: Option<PathBuf>,
     /// Where services get their addresses.
@@ -56,6 +58,7 @@ impl Default for Config {
             hosts: Vec::new(),
             advertise: String::new(),
             etcd: Vec::new(),
+            peer_address: None,
             token_file: None,
             service_cidr: "10.96.0.0/16".into(),
             cluster_cidr: "10.244.0.0/16".into(),

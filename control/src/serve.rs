@@ -12,7 +12,7 @@ use coracle_control::http;
 use coracle_control::pki::{self, Pki};
 use coracle_control::registry::{Registry, ServiceRange};
 use coracle_control::storage::{Embedded, Etcd, EtcdOptions, Storage};
-use coracle_control::tunnel::Dialer;
+use coracle_control::tunnel::{Dialer, Relay};
 use coracle_control::usage::Boards;
 use sd_notify::NotifyState;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -53,6 +53,8 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
         hosts.push(address.ip().to_string());
     }
     hosts.push(advertised(&config, address, false));
+    let peer_address = peer_address(&config, address);
+    hosts.push(peer_address.ip().to_string());
     let expired = Duration::from_secs(u64::from(config.certificates.expired_days) * 86_400);
     let pki = Pki::open(&config.data_dir.join("pki"), &hosts, expired)?;
     let token_file = config.token_file.clone().unwrap_or_else(|| config.data_dir.join("tokens.csv"));
@@ -69,7 +71,14 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     let longest = Duration::from_secs(u64::from(config.certificates.days_max) * 86_400);
     let enrollment = Enrollment::new(registry.clone(), &pki, longest);
     let _enrolling = Task(tokio::spawn(enroll::run(enrollment.clone())));
-    let dialer = Arc::new(Dialer::new(pki.kubelet_client.clone()));
+    let mut dialer = Dialer::new(pki.kubelet_client.clone());
+    let mut _announcing = None;
+    if matches!(registry.storage(), Storage::Etcd(_)) {
+        let relay = Relay::new(registry.clone(), pki.peer_client.clone(), peer_address);
+        _announcing = Some(Task(tokio::spawn(relay.clone().announce())));
+        dialer = dialer.with_relay(relay);
+    }
+    let dialer = Arc::new(dialer);
     let boards = Arc::new(Boards::new(dialer.clone()));
     let controllers = controllers::start(registry.clone(), settings(&config)?, boards.clone());
     let context = http::Context::new(registry, authenticator, (dialer, boards), enrollment);
@@ -109,6 +118,13 @@ fn advertised(config: &Config, address: SocketAddr, with_port: bool) -> String {
         (true, true) => format!("[{host}]:{port}"),
         (true, false) => format!("{host}:{port}"),
     }
+}
+
+/// Where other control planes reach this one.
+fn peer_address(config: &Config, address: SocketAddr) -> SocketAddr {
+    let ip = if address.ip().is_unspecified() { outward() } else { Some(address.ip()) };
+    let own = SocketAddr::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()), address.port());
+    config.peer_address.unwrap_or(own)
 }
 
 /// The address from which this machine would speak to the world. Nothing is sent.

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
 
@@ -21,6 +21,8 @@ use std::time::Instant;
 pub const ADDRESS: &str = "10.250.255.1";
 /// The port of the API.
 pub const PORT: u16 = 6443;
+/// The port of the second control plane's API.
+pub const SECOND_PORT: u16 = 6444;
 
 /// A control plane that is gone, with its namespace, when this is dropped. Boards are the caller's: they may live longer.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub struct Fleet {
     netns: File,
     arguments: Vec<String>,
     control: Option<Child>,
+    /// An etcd, and a second control plane on it.
+    others: Vec<Child>,
     boards: u8,
     kubectl: OsString,
 }
@@ -36,13 +40,58 @@ pub struct Fleet {
 impl Fleet {
     /// Makes the namespace and starts `coracle-control serve` in it, with these arguments besides those it needs.
     pub fn start(arguments: &[&str]) -> Result<Fleet> {
+        let mut fleet = Fleet::prepare(arguments)?;
+        fleet.start_control()?;
+        Ok(fleet)
+    }
+
+    fn prepare(arguments: &[&str]) -> Result<Fleet> {
         let dir = tempfile::Builder::new().prefix("corf").tempdir()?;
         let netns = new_netns()?;
         in_namespace(&netns, || ip(&format!("address add {ADDRESS}/32 dev lo")))??;
         let arguments = arguments.iter().map(ToString::to_string).collect();
-        let mut fleet = Fleet { dir, netns, arguments, control: None, boards: 0, kubectl: "kubectl".into() };
+        let (control, others, kubectl) = (None, Vec::new(), "kubectl".into());
+        Ok(Fleet { dir, netns, arguments, control, others, boards: 0, kubectl })
+    }
+
+    /// As [`Fleet::start`], on a real etcd in the same namespace, with a second control plane beside it. Boards know the
+    /// first only.
+    pub fn start_two() -> Result<Fleet> {
+        const ETCD: &str = "http://127.0.0.1:2379";
+        let mut fleet = Fleet::prepare(&["--etcd", ETCD])?;
+        let mut etcd = Command::new("etcd");
+        etcd.arg("--data-dir").arg(fleet.dir.path().join("etcd"));
+        etcd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut etcd = fleet.spawn(&mut etcd).context("start etcd: it is in Debian's package etcd-server")?;
+        let mut lines = BufReader::new(etcd.stderr.take().context("piped")?).lines();
+        fleet.others.push(etcd);
+        let ready = lines.any(|line| line.is_ok_and(|line| line.contains("ready to serve client requests")));
+        ensure!(ready, "etcd ended");
+        // Read to its end: a full pipe would stop etcd.
+        std::thread::spawn(move || lines.for_each(drop));
         fleet.start_control()?;
+        let second = fleet.dir.path().join("second");
+        fs::create_dir_all(second.join("pki"))?;
+        for file in [
+            "tokens.csv",
+            "pki/ca.crt",
+            "pki/ca.key",
+            "pki/kubelet-ca.crt",
+            "pki/kubelet-ca.key",
+            "pki/sa.key",
+        ] {
+            fs::copy(fleet.data().join(file), second.join(file))?;
+        }
+        let log = fleet.dir.path().join("second.log");
+        let child = fleet.serve(&second, SECOND_PORT, &log)?;
+        fleet.others.push(child);
         Ok(fleet)
+    }
+
+    /// `kubectl` that asks the second control plane; what it prints.
+    pub fn kubectl_second(&self, arguments: &[&str]) -> Result<String> {
+        let server = format!("--server=https://{ADDRESS}:{SECOND_PORT}");
+        self.kubectl(&[&[server.as_str()], arguments].concat())
     }
 
     /// The control plane's data directory.
@@ -72,27 +121,31 @@ impl Fleet {
 
     /// Starts the control plane, again perhaps, and waits until it answers.
     pub fn start_control(&mut self) -> Result<()> {
-        let log = File::options().create(true).append(true).open(self.dir.path().join("control.log"))?;
+        self.control = Some(self.serve(&self.data(), PORT, &self.dir.path().join("control.log"))?);
+        Ok(())
+    }
+
+    fn serve(&self, data: &Path, port: u16, log: &Path) -> Result<Child> {
+        let said = || fs::read_to_string(log).unwrap_or_default();
         let mut command = Command::new(binary("coracle-control")?);
-        command
-            .args(["serve", "--data-dir"])
-            .arg(self.data())
-            .args(["--listen", &format!("{ADDRESS}:{PORT}")]);
+        command.args(["serve", "--data-dir"]).arg(data).args(["--listen", &format!("{ADDRESS}:{port}")]);
+        // What boards are told, also by the second.
+        command.args(["--advertise", &format!("{ADDRESS}:{PORT}")]);
         command.args(&self.arguments).env_remove("JOURNAL_STREAM").env("NO_COLOR", "1");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let before = self.log().len();
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(File::options().create(true).append(true).open(log)?);
+        let before = said().len();
         let mut control = in_namespace(&self.netns, || command.spawn())??;
         let until = Instant::now() + deadline();
         // It listens earlier than it serves; a first one writes the administrator's kubeconfig in between.
-        while !self.log()[before..].contains("the API is served") {
+        while !said()[before..].contains("the API is served") {
             if let Some(status) = control.try_wait()? {
-                bail!("the control plane ended ({status}):\n{}", self.log());
+                bail!("the control plane ended ({status}):\n{}", said());
             }
-            ensure!(Instant::now() < until, "the control plane does not answer:\n{}", self.log());
+            ensure!(Instant::now() < until, "the control plane does not answer:\n{}", said());
             std::thread::yield_now();
         }
-        self.control = Some(control);
-        Ok(())
+        Ok(control)
     }
 
     /// SIGKILLs the control plane.
@@ -229,6 +282,11 @@ impl Drop for Fleet {
     fn drop(&mut self) {
         if let Err(error) = self.kill_control() {
             tell(&format!("the control plane was not ended: {error}"));
+        }
+        for mut child in self.others.drain(..).rev() {
+            if let Err(error) = child.kill().and_then(|()| child.wait()) {
+                tell(&format!("the second control plane, or etcd, was not ended: {error}"));
+            }
         }
         if std::thread::panicking() {
             tell(&format!("control plane:\n{}", self.log()));

@@ -1,9 +1,9 @@
 //! Who asks: certificates that TLS has verified, and tokens.
 
-use super::Identity;
 use super::tokens::{ISSUER, Tokens};
+use super::{Identity, MASTERS};
 use crate::enroll;
-use crate::pki::hex;
+use crate::pki::{CONTROL_PLANE, hex};
 use crate::registry::Registry;
 use coracle_api::status::StatusError;
 use ring::digest::{SHA256, digest};
@@ -27,6 +27,11 @@ impl Peer {
     pub fn of(certificates: Option<&[CertificateDer<'_>]>) -> Peer {
         let leaf = certificates.and_then(<[_]>::first);
         Peer { identity: leaf.and_then(|leaf| of_certificate(leaf)) }
+    }
+
+    /// Whether it is a control plane of the same authority: by its certificate, and by nothing that is sent.
+    pub fn is_control_plane(&self) -> bool {
+        self.identity.as_ref().is_some_and(|who| who.user == CONTROL_PLANE && who.is_in(MASTERS))
     }
 }
 

@@ -155,6 +155,11 @@ async fn handle(
         authorizer.authorize(&identity, &Attributes::Path { verb: &verb, path })?;
         return plain(context, &route, path, &head.method, text(&head.headers, &header::ACCEPT)).await;
     };
+    if streams::is_relay(&of) {
+        *counted = "relay";
+        let request = Request::from_parts(head, body);
+        return streams::open_relay(context, peer, &identity, &of, request).await.map(Answer::Stream);
+    }
     if streams::is_tunnel(&of) {
         *counted = "tunnel";
         let request = Request::from_parts(head, body);

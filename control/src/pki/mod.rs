@@ -81,6 +81,9 @@ pub enum PkiError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
+/// Who a control plane is to kubelets and to other control planes. With the group of masters it is signed for nobody else.
+pub const CONTROL_PLANE: &str = "kube-apiserver-kubelet-client";
+
 /// What TLS needs, and what clients need to trust it.
 #[derive(Clone, Debug)]
 pub struct Pki {
@@ -92,6 +95,8 @@ pub struct Pki {
     pub kubelets: Arc<Authority>,
     /// As whom the API server dials kubelets.
     pub kubelet_client: Arc<ClientConfig>,
+    /// As whom a control plane dials the others: the same, believing what the API is served with.
+    pub peer_client: Arc<ClientConfig>,
     /// Serving, asking clients for certificates of the same authority and accepting those that have none.
     pub tls: Arc<ServerConfig>,
 }
@@ -114,15 +119,16 @@ impl Pki {
             file: dir.join("server.crt"),
         };
         let serving: Arc<dyn ResolvesServerCert> = Arc::new(Own::new(authority.clone(), serving)?);
-        let client = Purpose::Client {
-            name: "kube-apiserver-kubelet-client",
-            groups: vec![crate::auth::MASTERS.into()],
-        };
+        let client = Purpose::Client { name: CONTROL_PLANE, groups: vec![crate::auth::MASTERS.into()] };
         let client: Arc<dyn ResolvesClientCert> = Arc::new(Own::new(authority.clone(), client)?);
-        let kubelet_client = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots(&kubelets)?)
-            .with_client_cert_resolver(client);
+        let dialling = |believed: &Authority| -> Result<Arc<ClientConfig>, PkiError> {
+            let config = ClientConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()?
+                .with_root_certificates(roots(believed)?)
+                .with_client_cert_resolver(client.clone());
+            Ok(Arc::new(config))
+        };
+        let (kubelet_client, peer_client) = (dialling(&kubelets)?, dialling(&authority)?);
         let clients = Clients::new(roots(&authority)?, provider.clone(), expired)?;
         let mut tls = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
@@ -133,7 +139,8 @@ impl Pki {
             ca: authority.pem().to_string(),
             authority,
             kubelets,
-            kubelet_client: Arc::new(kubelet_client),
+            kubelet_client,
+            peer_client,
             tls: Arc::new(tls),
         })
     }

@@ -1,6 +1,6 @@
 //! Which way to a board, and the way by its address.
 
-use super::Tunnels;
+use super::{Relay, Tunnels};
 use crate::object;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// TCP and TLS together.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
 /// The kubelet's port, where a node does not say.
 const KUBELET_PORT: u16 = 10250;
 /// Addresses of a node that are dialled, in this order.
@@ -44,6 +44,17 @@ pub enum TunnelError {
     /// Neither a tunnel nor an address.
     #[error("no tunnel is open and the node has no address")]
     NoAddress,
+    /// Those that might have it were not all asked.
+    #[error("no tunnel is open here, and the control plane at {peer} was not asked: {why}")]
+    Peer {
+        /// Where it is.
+        peer: String,
+        /// What it said, or what kept it from that.
+        why: String,
+    },
+    /// Who the others are cannot be found out.
+    #[error("no tunnel is open here, and the other control planes are not known: {0}")]
+    Peers(#[source] coracle_api::status::StatusError),
     /// By its address.
     #[error("dial {address}: {source}")]
     Connect {
@@ -65,12 +76,20 @@ pub struct Dialer {
     pub tunnels: Tunnels,
     /// As whom we dial the others.
     tls: Arc<ClientConfig>,
+    /// Where there may be other control planes.
+    relay: Option<Relay>,
 }
 
 impl Dialer {
     /// With the API server's own certificate for kubelets.
     pub fn new(tls: Arc<ClientConfig>) -> Dialer {
-        Dialer { tunnels: Tunnels::default(), tls }
+        Dialer { tunnels: Tunnels::default(), tls, relay: None }
+    }
+
+    /// With the other control planes of the same etcd.
+    #[must_use]
+    pub fn with_relay(self, relay: Relay) -> Dialer {
+        Dialer { relay: Some(relay), ..self }
     }
 
     /// A connection to the kubelet API of a `v1.Node`.
@@ -78,14 +97,20 @@ impl Dialer {
     /// # Errors
     /// It is not reached.
     pub async fn dial(&self, node: &Value) -> Result<Box<dyn Io>, TunnelError> {
-        if let Some(link) = self.tunnels.link(object::name(node)) {
-            let opened = tokio::time::timeout(CONNECT, link.stream()).await;
-            return match opened.unwrap_or(Err(TunnelError::Silent(CONNECT))) {
-                Ok(stream) => Ok(Box::new(stream) as Box<dyn Io>),
-                Err(error) => Err(error),
-            };
+        if let Some(opened) = self.tunnels.stream(object::name(node)).await {
+            return opened;
         }
-        let (ip, port) = address(node).ok_or(TunnelError::NoAddress)?;
+        let mut elsewhere = TunnelError::NoAddress;
+        if let Some(relay) = &self.relay {
+            match relay.dial(object::name(node)).await {
+                Ok(Some(io)) => return Ok(io),
+                Ok(None) => {}
+                Err(error @ TunnelError::Full) => return Err(error),
+                // Its address may lead there still.
+                Err(error) => elsewhere = error,
+            }
+        }
+        let Some((ip, port)) = address(node) else { return Err(elsewhere) };
         let address = std::net::SocketAddr::new(ip, port).to_string();
         let connected = tokio::time::timeout(CONNECT, async {
             let stream = TcpStream::connect((ip, port)).await?;

@@ -1,20 +1,21 @@
 //! The way to a board's kubelet API: through the connection that the board keeps open, or by its address.
 //!
 //! ```text
-//! dial(node) ─┬─ its tunnel is here ─► a stream of it
-//!             └─ it is not ──────────► TLS to InternalIP:kubeletEndpoint.Port, as the API server
+//! dial(node) ─┬─ its tunnel is here ────────────────────► a stream of it
+//!             ├─ another control plane of this etcd has it ► a stream of it, through that one (`relay`)
+//!             └─ nobody has it ─────────────────────────► TLS to InternalIP:kubeletEndpoint.Port, as the API server
 //! ```
-//! Left out: of several control planes on one etcd, one that lacks a board's tunnel does not ask the one that has it.
-//!
 //! Each way ends in a byte pipe to the same HTTP/1.1 server on the board. A newer tunnel of a board replaces the older one:
 //! a board behind a NAT that forgot a connection knows so before we do. Streams of one board are bounded
 //! ([`coracle_api::tunnel::STREAMS_MAX`]); a tunnel whose board does not answer in time is closed.
 
 mod dial;
 mod link;
+mod relay;
 
 pub use dial::{Dialer, Io, TunnelError};
 use link::Link;
+pub use relay::{PROTOCOL as RELAY_PROTOCOL, Relay};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -46,6 +47,17 @@ impl Tunnels {
     /// Whether the board is connected here.
     pub fn has(&self, node: &str) -> bool {
         self.links().contains_key(node)
+    }
+
+    /// A stream to the board; `None` if it is not connected here.
+    ///
+    /// # Errors
+    /// Too many are open, or the tunnel has ended.
+    pub async fn stream(&self, node: &str) -> Option<Result<Box<dyn Io>, TunnelError>> {
+        let link = self.link(node)?;
+        let opened = tokio::time::timeout(dial::CONNECT, link.stream()).await;
+        let opened = opened.unwrap_or(Err(TunnelError::Silent(dial::CONNECT)));
+        Some(opened.map(|stream| Box::new(stream) as Box<dyn Io>))
     }
 
     fn link(&self, node: &str) -> Option<Link> {

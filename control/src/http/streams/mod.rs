@@ -1,5 +1,5 @@
 //! What goes on from here to a board: `log`, `exec`, `attach`, `portforward` and `proxy` of pods, `proxy` of nodes and
-//! services, and the tunnels that boards open.
+//! services, the tunnels that boards open, and what other control planes ask of those.
 //!
 //! ```text
 //! request ─► who, may they ─► pod, container, node (registry) ─► dial ─► kubelet's API on the board
@@ -13,6 +13,7 @@ pub(super) mod kubelet;
 mod locate;
 mod log;
 mod proxy;
+mod relay;
 mod tunnel;
 
 use super::Context;
@@ -22,6 +23,7 @@ use crate::registry::options::Query;
 use coracle_api::status::StatusError;
 use hyper::Request;
 use hyper::body::Incoming;
+pub(super) use relay::{open as open_relay, relay as is_relay};
 use std::sync::Arc;
 pub(super) use tunnel::{open as open_tunnel, tunnel as is_tunnel};
 
