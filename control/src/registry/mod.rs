@@ -12,6 +12,7 @@
 //!
 //! Left out on purpose: who may do what ([`crate::auth`]), and how objects are shown (`coracle_api::table`).
 
+mod accept;
 mod admit;
 mod allocate;
 mod delete;
@@ -30,6 +31,7 @@ pub mod selector;
 mod watch;
 mod write;
 
+pub(crate) use accept::accept_review;
 pub(crate) use admit::ROOT_CA;
 pub use allocate::{NODE_PORTS, ServiceRange};
 pub(crate) use meta::labels as validate_labels;
@@ -39,7 +41,6 @@ pub use resource::{
 };
 pub use scale::Rescale;
 pub use watch::{WatchEvent, WatchStream};
-pub(crate) use write::accept_review;
 
 use crate::auth::Authorizer;
 use crate::object;
