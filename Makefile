@@ -113,6 +113,7 @@ bench: build kubectl
 	$(CARGO) build --release --locked -p coracle-tests --bin bench --bin bench_control
 	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/bench target/bench.json
 	CORACLE_BIN_DIR=$(CURDIR)/target/release target/release/bench_control target/bench.json
+	$(CARGO) bench --locked -p coracle-control --bench scheduler -- $(CURDIR)/target/bench.json
 
 # A thousand boards that are not there, with ten thousand pods: adds to target/bench.json.
 bench-fleet: build kubectl

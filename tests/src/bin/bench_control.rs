@@ -109,9 +109,44 @@ fn with_boards(figures: &mut Figures) -> Result<()> {
     figures.insert("post_to_running_ms_median".into(), json!(median(one)));
     let ten = api::run(&fleet, async |access| start_pods(&access, "ten", 10).await)?;
     figures.insert("post_to_running_10_ms_max".into(), json!(rounded(ten)));
+    figures.insert("deployment_30_available_ms".into(), json!(rounded(deployment(&fleet, 30)?)));
+    deployment(&fleet, 4)?;
+    figures.insert("rolling_update_4_ms".into(), json!(rounded(rolling_update(&fleet)?)));
     let pid = fleet.control_pid().context("the control plane runs")?;
     figures.insert("control_pss_kib_3_boards".into(), json!(pss_kib(pid)?));
     Ok(())
+}
+
+/// A deployment of so many replicas, from kubectl's start to the last one available. Its pods are ready at once.
+fn deployment(fleet: &Fleet, replicas: usize) -> Result<f64> {
+    let script = "trap exit TERM; sleep 100000 & wait";
+    let manifest = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": format!("many-{replicas}")},
+        "spec": {
+            "replicas": replicas, "selector": {"matchLabels": {"of": format!("{replicas}")}},
+            // One at a time.
+            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {"labels": {"of": format!("{replicas}")}},
+                "spec": {"containers": [
+                    {"name": "main", "image": "example.test/busybox:1", "command": ["sh", "-c", script]},
+                ]},
+            },
+        },
+    });
+    let start = Instant::now();
+    fleet.apply(&manifest.to_string())?;
+    let available = format!("--for=jsonpath={{.status.availableReplicas}}={replicas}");
+    fleet.wait(&[&format!("deployment/many-{replicas}"), &available])?;
+    Ok(milliseconds(start))
+}
+
+/// From kubectl's start to the end of the rollout.
+fn rolling_update(fleet: &Fleet) -> Result<f64> {
+    let start = Instant::now();
+    fleet.kubectl(&["set", "env", "deployment/many-4", "TIDE=high"])?;
+    fleet.kubectl(&["rollout", "status", "deployment/many-4", "--timeout=5m"])?;
+    Ok(milliseconds(start))
 }
 
 /// Posts pods at once; milliseconds until a watcher has seen the last of them running. They are gone afterwards.
