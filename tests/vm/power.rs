@@ -74,7 +74,8 @@ fn a_power_cut_at_any_moment_loses_nothing_and_leaves_nothing() {
                 wanted.insert(pod);
             }
         }
-        let took: f64 = machine.sh(SINCE_THE_AGENT_STARTED).expect("times").trim().parse().expect("seconds");
+        let took = machine.sh(SINCE_THE_AGENT_STARTED).expect("times");
+        let took: f64 = took.trim().parse().unwrap_or_else(|_| panic!("round {round}: seconds: {took}"));
         slowest = slowest.max(took);
         println!("round {round}: {} pods back {took:.1} s after the agent's start", pods.len());
         late += u64::from(took > BACK_WITHIN_SECONDS);

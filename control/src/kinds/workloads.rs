@@ -434,3 +434,7 @@ pub(super) fn update_stateful_set(new: &Value, old: &Value, errors: &mut Errors)
         errors.forbidden(&Path::new("spec"), why);
     }
 }
+
+#[cfg(test)]
+#[path = "workloads_test.rs"]
+mod tests;

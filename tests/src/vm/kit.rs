@@ -153,7 +153,9 @@ pub fn wait_running(machine: &mut Machine, names: &[&str]) -> Result<Vec<Value>>
 pub const SINCE_THE_AGENT_STARTED: &str = r#"
 agent=$(systemctl show -P ExecMainStartTimestampMonotonic coracle)
 last=0
-for procs in $(find /sys/fs/cgroup/coracle.slice/kubepods -mindepth 3 -name cgroup.procs) $(find /sys/fs/cgroup/coracle.slice/kubepods -mindepth 2 -path '*pod*/*/cgroup.procs'); do
+# A cgroup may go while find is on its way to it.
+for procs in $({ find /sys/fs/cgroup/coracle.slice/kubepods -mindepth 3 -name cgroup.procs
+                 find /sys/fs/cgroup/coracle.slice/kubepods -mindepth 2 -path '*pod*/*/cgroup.procs'; } 2>/dev/null); do
     for pid in $(cat "$procs" 2>/dev/null | head -1); do
         ticks=$(sed 's/.*) //' /proc/$pid/stat 2>/dev/null | cut -d' ' -f20)
         [ "${ticks:-0}" -le "$last" ] || last=$ticks
