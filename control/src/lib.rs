@@ -6,6 +6,7 @@
 //! ```
 
 pub mod auth;
+mod clock;
 pub mod controllers;
 pub mod enroll;
 pub mod http;
@@ -16,6 +17,8 @@ pub mod pki;
 pub mod quota;
 pub mod registry;
 pub mod scheduler;
+#[cfg(test)]
+mod simulated;
 pub mod storage;
 pub mod tunnel;
 pub mod usage;

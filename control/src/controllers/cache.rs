@@ -352,7 +352,7 @@ fn tell(cache: &Cache, listeners: &[Listener], key: &Arc<str>, new: Option<Entry
     }
 }
 
-async fn list(cache: &Cache, listeners: &[Listener]) -> Result<Watch, StorageError> {
+pub(super) async fn list(cache: &Cache, listeners: &[Listener]) -> Result<Watch, StorageError> {
     let storage = cache.registry.storage();
     let mut query = ListQuery { prefix: "/registry/".into(), limit: PAGE, ..ListQuery::default() };
     let mut gone: BTreeSet<Key> = cache.read().rows.keys().cloned().collect();
@@ -381,20 +381,29 @@ async fn list(cache: &Cache, listeners: &[Listener]) -> Result<Watch, StorageErr
 /// Follows a watch to its end, which is an error.
 async fn step(cache: &Cache, listeners: &[Listener], mut watch: Watch) -> StorageError {
     loop {
-        let events = match watch.next().await {
-            Ok(events) => events,
-            Err(error) => return error,
-        };
-        let mut last = Revision(0);
-        for event in events {
-            last = event.revision;
-            let key = event.change.key().clone();
-            let new = match event.change {
-                Written::Created(entry) | Written::Updated { entry, .. } => Some(entry),
-                Written::Deleted { .. } => None,
-            };
-            tell(cache, listeners, &key, new);
+        if let Err(error) = take(cache, listeners, &mut watch).await {
+            return error;
         }
-        cache.position.send_modify(|position| *position = (*position).max(last));
     }
+}
+
+/// Takes in what comes next. Cancel-safe.
+pub(super) async fn take(
+    cache: &Cache,
+    listeners: &[Listener],
+    watch: &mut Watch,
+) -> Result<(), StorageError> {
+    let events = watch.next().await?;
+    let mut last = Revision(0);
+    for event in events {
+        last = event.revision;
+        let key = event.change.key().clone();
+        let new = match event.change {
+            Written::Created(entry) | Written::Updated { entry, .. } => Some(entry),
+            Written::Deleted { .. } => None,
+        };
+        tell(cache, listeners, &key, new);
+    }
+    cache.position.send_modify(|position| *position = (*position).max(last));
+    Ok(())
 }

@@ -201,7 +201,7 @@ impl Controller for Disruption {
         if pods.is_empty() {
             self.recorder.say(&budget, Kind::Normal, "NoPods", "No matching pods found");
         }
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         let (status, again) = match status(&budget, &pods, || self.expected(&pods), now) {
             Ok(found) => found,
             Err(why) => {

@@ -37,6 +37,8 @@ pub mod queue;
 mod quota;
 mod replica_set;
 mod retries;
+#[cfg(test)]
+mod simulator;
 mod stateful_set;
 mod taint_eviction;
 mod ttl;
@@ -136,6 +138,43 @@ async fn term(registry: Registry, settings: Settings, boards: Arc<Boards>, statu
     let client = Client::new(registry.clone(), cache.clone());
     let (recorder, writes) = events::recorder(registry.clone());
     let mut parts = Parts { cache: cache.clone(), prepared: Vec::new() };
+    controllers(&client, &recorder, &settings, &boards, &mut parts);
+    let (scheduler_listener, scheduler) =
+        scheduler::run::prepare(&client, recorder.named("default-scheduler"));
+    let mut listeners: Vec<Listener> = vec![scheduler_listener];
+    let mut tasks = JoinSet::new();
+    let (mut queues, mut works) = (Vec::new(), Vec::new());
+    for Prepared { name, listener, work, queue } in parts.prepared {
+        listeners.push(listener);
+        queues.push((name, queue));
+        works.push(work);
+    }
+    let _term = Term::begin(&status, queues);
+    tasks.spawn(writes);
+    tasks.spawn(compaction::run(registry.storage().clone()));
+    // Whoever acts on part of what there is acts wrongly: first all is read.
+    let (first, listed) = tokio::sync::oneshot::channel();
+    tasks.spawn(cache::follow(cache, listeners, first));
+    if listed.await.is_ok() {
+        tasks.spawn(scheduler);
+        for work in works {
+            tasks.spawn(work);
+        }
+    }
+    // None of them ends by itself: one that does has panicked, and the term with it.
+    if let Some(Err(error)) = tasks.join_next().await {
+        tracing::error!(%error, "a controller ended");
+    }
+}
+
+/// All controllers, in the names that they are known by.
+fn controllers(
+    client: &Client,
+    recorder: &events::Recorder,
+    settings: &Settings,
+    boards: &Arc<Boards>,
+    parts: &mut impl Takes,
+) {
     // Each in the name of upstream's service account, as RBAC and audit know it.
     let account = |name: &str| client.named(&format!("system:serviceaccount:kube-system:{name}"));
     let said_by = |name: &'static str| recorder.named(name);
@@ -175,7 +214,7 @@ async fn term(registry: Registry, settings: Settings, boards: Arc<Boards>, statu
     parts.add(autoscaler::Autoscalers::new(
         account("horizontal-pod-autoscaler"),
         said_by("horizontal-pod-autoscaler"),
-        boards,
+        boards.clone(),
         settings.autoscaler_sync,
     ));
     parts.add(quota::Quotas::new(account("resourcequota-controller")));
@@ -185,31 +224,12 @@ async fn term(registry: Registry, settings: Settings, boards: Arc<Boards>, statu
         let ranges = said_by("cidrAllocator");
         parts.add(pod_cidr::PodCidrs::new(account("node-controller"), ranges, cluster));
     }
-    let (scheduler_listener, scheduler) = scheduler::run::prepare(&client, said_by("default-scheduler"));
-    let mut listeners: Vec<Listener> = vec![scheduler_listener];
-    let mut tasks = JoinSet::new();
-    let (mut queues, mut works) = (Vec::new(), Vec::new());
-    for Prepared { name, listener, work, queue } in parts.prepared {
-        listeners.push(listener);
-        queues.push((name, queue));
-        works.push(work);
-    }
-    let _term = Term::begin(&status, queues);
-    tasks.spawn(writes);
-    tasks.spawn(compaction::run(registry.storage().clone()));
-    // Whoever acts on part of what there is acts wrongly: first all is read.
-    let (first, listed) = tokio::sync::oneshot::channel();
-    tasks.spawn(cache::follow(cache, listeners, first));
-    if listed.await.is_ok() {
-        tasks.spawn(scheduler);
-        for work in works {
-            tasks.spawn(work);
-        }
-    }
-    // None of them ends by itself: one that does has panicked, and the term with it.
-    if let Some(Err(error)) = tasks.join_next().await {
-        tracing::error!(%error, "a controller ended");
-    }
+}
+
+/// Whoever takes in the controllers of a term.
+trait Takes {
+    /// One more.
+    fn add<C: Controller>(&mut self, controller: C);
 }
 
 struct Parts {
@@ -217,7 +237,7 @@ struct Parts {
     prepared: Vec<Prepared>,
 }
 
-impl Parts {
+impl Takes for Parts {
     fn add<C: Controller>(&mut self, controller: C) {
         self.prepared.push(prepare(controller, self.cache.clone()));
     }

@@ -100,7 +100,7 @@ impl Controller for Quotas {
         }
         let object = |entry: &Option<_>| entry.as_ref().and_then(|entry| cache.object(&change.key, entry));
         let (old, new) = (object(&change.old), object(&change.new));
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         let usage = |object: &Arc<Value>| quota::usage(change.key.resource(), object, now);
         match (&old, &new) {
             (Some(old), Some(new)) if uid(old) == uid(new) => {
@@ -117,7 +117,7 @@ impl Controller for Quotas {
 
     async fn reconcile(&self, key: &Key) -> Result<Next, StatusError> {
         let Some(quota) = self.client.cache().get(key) else { return Ok(Next::Done) };
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         let (used, kept, again) = self.count(&quota, now);
         let told = |field: &str| Amounts::read(at(&quota, &["status", field]));
         let hard = at(&quota, &["spec", "hard"]);

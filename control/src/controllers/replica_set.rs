@@ -180,7 +180,7 @@ impl Controller for ReplicaSets {
         // What was made or deleted is in the cache by now.
         pods = self.client.cache().owned(uid(&set)).into_iter().map(|(_, pod)| pod).collect();
         pods.retain(|pod| controller_of(pod).is_some_and(|owner| text(owner, &["uid"]) == uid(&set)));
-        let (status, again) = status(&set, &pods, failed.as_ref(), Timestamp::now());
+        let (status, again) = status(&set, &pods, failed.as_ref(), crate::clock::now());
         if status != *at(&set, &["status"]) {
             let mut set = (*set).clone();
             crate::object::fields(&mut set).insert("status".into(), status);

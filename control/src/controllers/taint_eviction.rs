@@ -92,7 +92,7 @@ impl Controller for TaintEviction {
         if taints.is_empty() || is_terminating(&pod) {
             return Ok(Next::Done);
         }
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         match verdict(&taints, &tolerations(&pod), now) {
             Verdict::Stays => Ok(Next::Done),
             Verdict::Until(end) => {

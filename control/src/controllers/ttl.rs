@@ -61,7 +61,7 @@ impl Controller for TimeToLive {
             (job_ends(&object), Some(Propagation::Foreground))
         };
         let (Some(ends), false) = (ends, is_terminating(&object)) else { return Ok(Next::Done) };
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         if ends > now {
             let left = Duration::try_from(ends.duration_since(now)).unwrap_or_default();
             return Ok(Next::After(left.max(Duration::from_millis(1))));

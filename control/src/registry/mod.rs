@@ -195,7 +195,7 @@ fn refused(error: StorageError) -> StatusError {
 
 /// Now, as Kubernetes writes times: whole seconds, UTC.
 fn now() -> jiff::Timestamp {
-    let now = jiff::Timestamp::now();
+    let now = crate::clock::now();
     jiff::Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
@@ -207,6 +207,10 @@ pub(crate) fn timestamp() -> String {
 fn random<const N: usize>() -> Result<[u8; N], StatusError> {
     use ring::rand::SecureRandom;
     let mut bytes = [0; N];
+    #[cfg(test)]
+    if crate::simulated::fill(&mut bytes) {
+        return Ok(bytes);
+    }
     ring::rand::SystemRandom::new()
         .fill(&mut bytes)
         .map_err(|_| StatusError::internal("the kernel gives no random numbers"))?;

@@ -12,7 +12,6 @@ use crate::quota::{self, Amounts, RESERVATIONS_MAX, Reservation};
 use crate::storage::{Entry, ListQuery};
 use coracle_api::quantity::Quantity;
 use coracle_api::status::{Reason, StatusError};
-use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::pin::Pin;
 
@@ -57,7 +56,7 @@ impl Registry {
         }
         let forbid =
             |why: String| StatusError::forbidden(target.resource.group_resource(), object::name(new), why);
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         let mut all = Vec::new();
         for entry in &quotas {
             let quota = load(resource(), entry)?;
@@ -230,7 +229,7 @@ impl Registry {
         let hard = Amounts::read(at(quota, &["spec", "hard"]));
         let mut used = Amounts::default();
         hard.names().for_each(|name| used.set(name, Quantity::ZERO));
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         for kind in quota::kinds(&hard) {
             let prefix = kind.prefix(object::namespace(quota));
             let query = ListQuery { prefix, ..ListQuery::default() };

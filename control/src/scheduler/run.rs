@@ -54,29 +54,7 @@ impl Inbox {
 
 /// The ear, and the work, which runs for ever.
 pub fn prepare(client: &Client, recorder: Recorder) -> (Listener, impl Future<Output = ()> + Send + use<>) {
-    let inbox = Arc::new(Inbox::default());
-    let ear = inbox.clone();
-    let listener: Listener = Box::new(move |change: &Change| {
-        let kinds = [*PODS, *NODES, *NAMESPACES, *CLAIMS, *VOLUMES];
-        if kinds.into_iter().any(|kind| change.of(kind)) {
-            ear.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(change.key.clone());
-            ear.wake.notify_one();
-        }
-    });
-    let client = client.named("system:kube-scheduler");
-    let scheduler = Scheduler {
-        cache: client.cache().clone(),
-        client,
-        recorder,
-        inbox,
-        fleet: Fleet::default(),
-        waiting: HashMap::new(),
-        ready: BTreeSet::new(),
-        later: BTreeSet::new(),
-        assumed: HashMap::new(),
-        writes: FuturesUnordered::new(),
-        seed: 0,
-    };
+    let (listener, scheduler) = Scheduler::new(client, recorder);
     (listener, scheduler.run())
 }
 
@@ -113,7 +91,8 @@ enum Written {
     Told { key: Key },
 }
 
-struct Scheduler {
+/// What the scheduler knows, and has under way.
+pub(crate) struct Scheduler {
     cache: Arc<Cache>,
     client: Client,
     recorder: Recorder,
@@ -129,6 +108,50 @@ struct Scheduler {
 }
 
 impl Scheduler {
+    /// With the ear that tells it of changes.
+    pub(crate) fn new(client: &Client, recorder: Recorder) -> (Listener, Scheduler) {
+        let inbox = Arc::new(Inbox::default());
+        let ear = inbox.clone();
+        let listener: Listener = Box::new(move |change: &Change| {
+            let kinds = [*PODS, *NODES, *NAMESPACES, *CLAIMS, *VOLUMES];
+            if kinds.into_iter().any(|kind| change.of(kind)) {
+                ear.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(change.key.clone());
+                ear.wake.notify_one();
+            }
+        });
+        let client = client.named("system:kube-scheduler");
+        let scheduler = Scheduler {
+            cache: client.cache().clone(),
+            client,
+            recorder,
+            inbox,
+            fleet: Fleet::default(),
+            waiting: HashMap::new(),
+            ready: BTreeSet::new(),
+            later: BTreeSet::new(),
+            assumed: HashMap::new(),
+            writes: FuturesUnordered::new(),
+            seed: 0,
+        };
+        (listener, scheduler)
+    }
+
+    /// Everything that is to be done now, to its end; whether there was anything.
+    #[cfg(test)]
+    pub(crate) async fn step(&mut self) -> bool {
+        let mut did = false;
+        loop {
+            self.ripen();
+            self.look();
+            while let Some((_, _, key)) = self.ready.pop_first() {
+                self.schedule(&key);
+            }
+            let Some(written) = self.writes.next().await else { return did };
+            self.written(written);
+            did = true;
+        }
+    }
+
     async fn run(mut self) {
         loop {
             let due = self.later.first().map(|(at, _)| *at);

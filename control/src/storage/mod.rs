@@ -214,10 +214,21 @@ impl Storage {
             Some(value) if value.len() > VALUE_BYTES_MAX => return Err(StorageError::TooLarge(value.len())),
             _ => {}
         }
-        match self {
+        #[cfg(test)]
+        let fate = crate::simulated::fate();
+        #[cfg(test)]
+        if fate == crate::simulated::Fate::Refused {
+            return Err(StorageError::Unavailable("a simulation says so".into()));
+        }
+        let written = match self {
             Storage::Embedded(embedded) => embedded.write(key, value, expected).await,
             Storage::Etcd(etcd) => etcd.write(key, value, expected).await,
+        };
+        #[cfg(test)]
+        if fate == crate::simulated::Fate::Unheard {
+            return Err(StorageError::Unavailable("a simulation says so".into()));
         }
+        written
     }
 
     /// The revision of the last write.

@@ -180,7 +180,7 @@ impl Autoscalers {
         }
         let used = self.usage(&pods).await;
         let metrics = items(autoscaler, &["spec", "metrics"]);
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         let (mut statuses, mut best, mut failed) = (Vec::new(), None::<(i64, String)>, Vec::new());
         for metric in metrics {
             match propose(autoscaler, metric, scale.asked, &pods, &used, now) {
@@ -234,7 +234,7 @@ impl Autoscalers {
 
     /// One look.
     async fn look(&self, autoscaler: &Value) -> Result<(), StatusError> {
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         let mut conditions = Conditions::of(autoscaler, now);
         let last = at(autoscaler, &["status", "lastScaleTime"]).clone();
         let desired_before = at(autoscaler, &["status", "desiredReplicas"]).as_i64().unwrap_or_default();

@@ -64,7 +64,7 @@ impl Controller for CronJobs {
         let mine = |job: &Value| controller_of(job).is_some_and(|owner| text(owner, &["uid"]) == uid(&cron));
         let jobs: Vec<Arc<Value>> =
             jobs.filter(|(key, job)| key.is(*JOBS) && mine(job)).map(|(_, job)| job).collect();
-        let plan = plan::plan(&cron, &jobs, Timestamp::now());
+        let plan = plan::plan(&cron, &jobs, crate::clock::now());
         let mut status = plan.status.clone();
         self.say(&cron, &plan);
         for job in &plan.old {

@@ -19,7 +19,6 @@ use super::retries::Retries;
 use crate::object::{at, fields, is_terminating, name, text, uid};
 use crate::scheduler;
 use coracle_api::status::{Reason, StatusError};
-use jiff::Timestamp;
 use plan::{Place, View};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -102,11 +101,11 @@ impl Controller for DaemonSets {
         let places: BTreeMap<&str, Place> =
             nodes.iter().map(|node| (name(node), plan::place(&judged, node))).collect();
         let pods = claim(&self.client, &set, *PODS).await?;
-        let view = View::of(&set, hash, places.clone(), &pods, Timestamp::now());
+        let view = View::of(&set, hash, places.clone(), &pods, crate::clock::now());
         let (done, retry) = self.act(&set, view.plan(), &fresh).await;
         // As they are now.
         let pods = self.pods(&set);
-        let (status, again) = View::of(&set, hash, places, &pods, Timestamp::now()).status();
+        let (status, again) = View::of(&set, hash, places, &pods, crate::clock::now()).status();
         self.report(&set, status).await?;
         let live = history::in_use(&pods, REVISION_HASH);
         let is_live = |revision: &Value| {

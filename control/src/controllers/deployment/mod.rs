@@ -19,7 +19,6 @@ use super::kinds::{DEPLOYMENTS, PODS, REPLICA_SETS};
 use super::owned::{candidates, claim, controller_key, controller_of, controller_reference};
 use crate::object::{self, at, child, fields, is_terminating, name, namespace, text, uid};
 use coracle_api::status::{Reason, StatusError};
-use jiff::Timestamp;
 use plan::{Sets, desired, replicas};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -291,7 +290,7 @@ impl Deployments {
         let Some(deployment) = self.client.cache().get(&key) else { return Ok(Next::Done) };
         let wanted = template(&deployment);
         let new = sets.iter().find(|set| template(set) == wanted);
-        let (status, again) = status::of(&deployment, new.map(|set| &**set), sets, made, Timestamp::now());
+        let (status, again) = status::of(&deployment, new.map(|set| &**set), sets, made, crate::clock::now());
         if status != *at(&deployment, &["status"]) {
             let mut deployment = (*deployment).clone();
             fields(&mut deployment).insert("status".into(), status);

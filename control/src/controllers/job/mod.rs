@@ -25,7 +25,6 @@ use super::owned::{
 use crate::object::{self, at, child, fields, is_terminating, name, namespace, text, uid};
 use coracle_api::status::{Reason, StatusError};
 use failure::Backoff;
-use jiff::Timestamp;
 use plan::{Fresh, INDEX, INDEX_FAILURES, INDEX_IGNORED, TRACKED, Verdict, View, is_finished, is_tracked};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
@@ -121,7 +120,7 @@ impl Controller for Jobs {
             return Ok(Next::Done);
         }
         let pods = claim_held(&self.client, &job, TRACKED).await?;
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         let view = View::of(&job, &pods);
         let known = self.backoff(&job);
         let mut verdict = plan::verdict(&view, now);
@@ -207,9 +206,9 @@ impl Jobs {
         verdict: Option<&Verdict>,
         known: Option<Backoff>,
     ) -> Result<(), StatusError> {
-        let tracked = status::track(view, verdict, Timestamp::now());
+        let tracked = status::track(view, verdict, crate::clock::now());
         let Some(mut job) = self.write(job.clone(), tracked.status).await? else { return Ok(()) };
-        self.remember(uid(&job), Some(view.backoff(known, Timestamp::now())));
+        self.remember(uid(&job), Some(view.backoff(known, crate::clock::now())));
         match tracked.suspended {
             Some(true) => self.recorder.say(&job, Kind::Normal, "Suspended", "Job suspended"),
             Some(false) => self.recorder.say(&job, Kind::Normal, "Resumed", "Job resumed"),
@@ -224,7 +223,7 @@ impl Jobs {
         status::set_terminating(&mut status, terminating);
         let ended = match verdict {
             Some(verdict) if released.is_ok() && !tracked.more => {
-                status::finish(&mut status, verdict, terminating, Timestamp::now())
+                status::finish(&mut status, verdict, terminating, crate::clock::now())
             }
             _ => false,
         };

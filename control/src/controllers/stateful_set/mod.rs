@@ -19,7 +19,6 @@ use super::owned::{candidates, claim_members, controller_key, controller_of};
 use super::retries::Retries;
 use crate::object::{at, fields, is_terminating, items, name, namespace, text, uid};
 use coracle_api::status::{Reason, StatusError};
-use jiff::Timestamp;
 use plan::{Plan, Revision, View, ordinal};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -90,7 +89,7 @@ impl Controller for StatefulSets {
         let named = text(&set, &["status", "currentRevision"]);
         let current = revisions.iter().find(|revision| name(revision) == named);
         let current = current.map_or_else(|| update.clone(), |found| revision(found));
-        let now = Timestamp::now();
+        let now = crate::clock::now();
         let look = View { set: &set, current: &current, update: &update, pods: members(&set, &pods), now };
         let plan = look.plan();
         let (owned, again) = (self.own_claims(&look).await, plan.again);
@@ -100,7 +99,7 @@ impl Controller for StatefulSets {
         };
         // As they are now.
         let pods = self.pods(&set);
-        let look = View { pods: members(&set, &pods), now: Timestamp::now(), ..look };
+        let look = View { pods: members(&set, &pods), now: crate::clock::now(), ..look };
         let collisions = at(&set, &["status", "collisionCount"]).as_i64().unwrap_or_default();
         self.report(&set, look.status(collisions)).await?;
         let live = history::in_use(&pods, REVISION_HASH);
