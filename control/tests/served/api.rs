@@ -232,16 +232,16 @@ async fn ephemeral_containers_are_added_and_stay() {
 async fn generation_counts_changes_of_the_spec_and_status_has_its_own_path() {
     let control = Control::start(&[]);
     let mut client = control.connect().await;
-    // Of a kind whose status no controller of ours writes meanwhile.
-    let path = "/apis/apps/v1/namespaces/default/statefulsets";
+    // Of a kind that no controller of ours writes.
+    let path = "/api/v1/namespaces/default/replicationcontrollers";
     let template =
         json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
     let set = json!({
         "metadata": {"generateName": "web-"},
-        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template},
+        "spec": {"selector": {"a": "b"}, "template": template},
         "status": {"replicas": 7},
     });
-    let none = json!({"availableReplicas": 0, "replicas": 0});
+    let none = json!({"replicas": 0});
     let made = made(&mut client, path, &set).await;
     let name = made["metadata"]["name"].as_str().expect("a name").to_string();
     assert!(name.starts_with("web-") && name.len() == 9, "{name}");
@@ -264,8 +264,19 @@ async fn generation_counts_changes_of_the_spec_and_status_has_its_own_path() {
     // An old version is refused.
     let (code, stale) = client.json("PUT", &path, Some(&labelled)).await;
     assert_eq!((code, &stale["reason"]), (409, &json!("Conflict")));
-    let immutable = json!({"spec": {"selector": {"matchLabels": {"a": "c"}}, "template": {"metadata": {"labels": {"a": "c"}}}}});
-    let (code, refused) = client.json("PATCH", &path, Some(&immutable)).await;
+}
+
+#[tokio::test]
+async fn what_a_stateful_set_selects_does_not_change() {
+    let control = Control::start(&[]);
+    let mut client = control.connect().await;
+    let path = "/apis/apps/v1/namespaces/default/statefulsets";
+    let labelled = |label: &str| {
+        let template = json!({"metadata": {"labels": {"a": label}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        json!({"metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": {"a": label}}, "template": template}})
+    };
+    made(&mut client, path, &labelled("b")).await;
+    let (code, refused) = client.json("PATCH", &format!("{path}/web"), Some(&labelled("c"))).await;
     assert_eq!(code, 422);
     assert!(refused["message"].as_str().is_some_and(|m| m.contains("are forbidden")), "{refused}");
 }
