@@ -10,3 +10,13 @@ pub(crate) fn now() -> Timestamp {
     }
     Timestamp::now()
 }
+
+/// A time as Kubernetes has times: whole seconds.
+pub(crate) fn seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+/// [`seconds`] as text.
+pub(crate) fn stamp(time: Timestamp) -> String {
+    seconds(time).to_string()
+}

@@ -42,6 +42,18 @@ pub fn cpu_milliseconds(pid: u32) -> Result<f64> {
     Ok(ticks as f64 * 10.0)
 }
 
+/// Prints what was measured, and adds it to the figures of a file, which is made if need be.
+pub fn add(file: &str, mut ours: Figures) -> Result<()> {
+    print(&ours)?;
+    let mut all: Figures = match fs::read(file) {
+        Ok(text) => serde_json::from_slice(&text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Figures::new(),
+        Err(error) => return Err(error.into()),
+    };
+    all.append(&mut ours);
+    Ok(fs::write(file, serde_json::to_string_pretty(&all)? + "\n")?)
+}
+
 /// A line each.
 pub fn print(figures: &Figures) -> io::Result<()> {
     let mut out = io::stdout();

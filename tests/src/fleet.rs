@@ -211,6 +211,13 @@ impl Fleet {
         Ok(board)
     }
 
+    /// The same, once its node is ready, and all others are.
+    pub fn ready_board(&mut self, config: &str) -> Result<Board> {
+        let board = self.joined_board(config)?;
+        self.wait(&["node", "--all", "--for=condition=Ready"]).with_context(|| board.log())?;
+        Ok(board)
+    }
+
     /// From now on this kubectl is driven, not the machine's.
     pub fn use_kubectl(&mut self, program: impl Into<OsString>) {
         self.kubectl = program.into();

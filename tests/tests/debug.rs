@@ -19,8 +19,7 @@ spec:
 
 fn fleet() -> Result<(Fleet, Board)> {
     let mut fleet = Fleet::start(&[])?;
-    let board = fleet.joined_board("")?;
-    fleet.wait(&["node/board-1", "--for=condition=Ready"])?;
+    let board = fleet.ready_board("")?;
     Ok((fleet, board))
 }
 

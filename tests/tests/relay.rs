@@ -27,8 +27,7 @@ const BYTES: usize = 4 << 20;
 
 fn start() -> Result<(Fleet, Board)> {
     let mut fleet = Fleet::start_two()?;
-    let board = fleet.joined_board("")?;
-    fleet.wait(&["node/board-1", "--for=condition=Ready"])?;
+    let board = fleet.ready_board("")?;
     fleet.apply(POD)?;
     fleet.wait(&["pod/boat", "--for=condition=Ready"])?;
     Ok((fleet, board))

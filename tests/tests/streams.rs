@@ -37,17 +37,11 @@ spec:
 
 /// A control plane, and a board whose pods run.
 fn fleet() -> (Fleet, Board) {
-    let (fleet, board) = joined().expect("a fleet");
+    let mut fleet = Fleet::start(&[]).expect("a control plane");
+    let board = fleet.ready_board("").expect("a board");
     fleet.apply(PODS).expect("applied");
     fleet.wait(&["pod/boat", "--for=condition=Ready"]).expect("runs");
     (fleet, board)
-}
-
-fn joined() -> Result<(Fleet, Board)> {
-    let mut fleet = Fleet::start(&[])?;
-    let board = fleet.joined_board("")?;
-    fleet.wait(&["node/board-1", "--for=condition=Ready"])?;
-    Ok((fleet, board))
 }
 
 /// What a command of kubectl prints, and how it ends.

@@ -8,16 +8,7 @@ use serde_json::{Value, json};
 /// A control plane with this many boards that have joined and are ready.
 fn start(count: u8) -> (Fleet, Vec<Board>) {
     let mut fleet = Fleet::start(&[]).expect("a control plane");
-    let boards: Vec<Board> = (0..count).map(|_| fleet.joined_board("").expect("a board")).collect();
-    for n in 1..=count {
-        let node = format!("node/board-{n}");
-        boards[0]
-            .until("the node is registered", || {
-                Ok(fleet.kubectl(&["get", "nodes", "-o", "name"])?.contains(&node).then_some(()))
-            })
-            .expect("registered");
-        fleet.wait(&[&node, "--for=condition=Ready"]).expect("ready");
-    }
+    let boards = (0..count).map(|_| fleet.ready_board("").expect("a board")).collect();
     (fleet, boards)
 }
 

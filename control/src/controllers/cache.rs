@@ -43,6 +43,16 @@ impl Change {
         self.new.as_ref().or(self.old.as_ref()).expect("a change has one of both")
     }
 
+    /// The object as it was last, if it is gone.
+    pub fn gone(&self, cache: &Cache) -> Option<Arc<Value>> {
+        self.new.is_none().then(|| cache.object(&self.key, self.latest())).flatten()
+    }
+
+    /// The object before and now, as far as it was there.
+    pub fn states<'a>(&'a self, cache: &'a Cache) -> impl Iterator<Item = Arc<Value>> + 'a {
+        [&self.old, &self.new].into_iter().flatten().filter_map(|entry| cache.object(&self.key, entry))
+    }
+
     /// Whether it is of that kind.
     pub fn of(&self, resource: &'static Resource) -> bool {
         self.key.is(resource)

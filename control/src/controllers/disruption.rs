@@ -143,7 +143,7 @@ fn status(
 }
 
 fn condition(budget: &Value, (status, reason, message): (&str, &str, &str), now: Timestamp) -> Value {
-    let now = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
+    let now = crate::clock::stamp(now);
     let mut old = items(budget, &["status", "conditions"]).iter();
     let since = old
         .find(|old| text(old, &["type"]) == "DisruptionAllowed" && text(old, &["status"]) == status)

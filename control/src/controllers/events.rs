@@ -163,7 +163,7 @@ impl Writer {
 
     async fn write(&mut self, said: Said) -> Result<(), StatusError> {
         let now = crate::clock::now();
-        let seconds = format!("{}", jiff::Timestamp::from_second(now.as_second()).unwrap_or(now));
+        let seconds = crate::clock::stamp(now);
         let options = WriteOptions { manager: super::client::MANAGER.into(), ..WriteOptions::default() };
         let subject = format!(
             "{}/{}/{}",

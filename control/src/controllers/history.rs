@@ -10,7 +10,7 @@ use super::client::{Client, Delete, key_of};
 use super::deployment::hash;
 use super::key::Key;
 use super::kinds::CONTROLLER_REVISIONS;
-use super::owned::{claim, controller_of, controller_reference};
+use super::owned::{claim, controller_reference, controls};
 use crate::object::{at, fields, name, namespace, text, uid};
 use coracle_api::status::{Reason, StatusError};
 use serde_json::{Value, json};
@@ -19,13 +19,6 @@ use std::sync::Arc;
 
 /// The label of a pod that names its revision.
 pub const REVISION_HASH: &str = "controller-revision-hash";
-
-/// How the revisions of a kind are labelled.
-#[derive(Clone, Copy, Debug)]
-pub struct Labels {
-    /// The label that has the hash.
-    pub hash: &'static str,
-}
 
 /// `revision`.
 pub fn number(revision: &Value) -> i64 {
@@ -78,7 +71,7 @@ fn fit(revisions: &[Arc<Value>], data: &Value) -> Fit {
     }
 }
 
-/// The revision of the owner's template now.
+/// The revision of the owner's template now; `label` is the one that has the hash.
 ///
 /// # Errors
 /// Those of writes; one of the same name with another template is counted as a collision, and the next try has another name.
@@ -86,7 +79,7 @@ pub async fn current(
     client: &Client,
     owner: &Value,
     revisions: &[Arc<Value>],
-    labels: Labels,
+    label: &str,
 ) -> Result<Arc<Value>, StatusError> {
     let data = data(owner);
     let next = match fit(revisions, &data) {
@@ -101,7 +94,7 @@ pub async fn current(
     let collisions = at(owner, &["status", "collisionCount"]).as_i64().unwrap_or_default();
     let hash = hash(at(owner, &["spec", "template"]), collisions);
     let mut own = at(owner, &["spec", "template", "metadata", "labels"]).clone();
-    fields(&mut own).insert(labels.hash.into(), hash.clone().into());
+    fields(&mut own).insert(label.into(), hash.clone().into());
     let mut revision = json!({
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
@@ -123,8 +116,7 @@ pub async fn current(
         Err(error) if error.reason == Reason::AlreadyExists => {
             let key = Key::of(*CONTROLLER_REVISIONS, namespace(owner), name(&revision));
             let there = client.registry().get(&key.target()).await?;
-            let mine = controller_of(&there).is_some_and(|other| text(other, &["uid"]) == uid(owner));
-            if mine && at(&there, &["data"]) == &data {
+            if controls(owner, &there) && at(&there, &["data"]) == &data {
                 return Ok(there.into());
             }
             let patch = json!({"status": {"collisionCount": collisions + 1}});

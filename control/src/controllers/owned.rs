@@ -32,6 +32,17 @@ pub fn controller_reference(owner: &Value) -> Value {
     })
 }
 
+/// Whether an owner controls an object.
+pub fn controls(owner: &Value, object: &Value) -> bool {
+    controller_of(object).is_some_and(|controller| text(controller, &["uid"]) == uid(owner))
+}
+
+/// The objects of a kind that an owner controls, as they are now; see [`claim`] for those that it should.
+pub fn controlled(cache: &Cache, owner: &Value, resource: &'static Resource) -> Vec<Arc<Value>> {
+    let keys = cache.dependents(uid(owner)).into_iter().filter(|key| key.is(resource));
+    keys.filter_map(|key| cache.get(&key)).filter(|object| controls(owner, object)).collect()
+}
+
 /// The key of the controller of an object, if it is of that kind and still the same.
 pub fn controller_key(object: &Value, resource: &'static Resource, cache: &Cache) -> Option<Key> {
     let controller = controller_of(object)?;
@@ -50,6 +61,15 @@ pub fn candidates(object: &Value, resource: &'static Resource, cache: &Cache) ->
         selector.is_some_and(|selector| selector.matches_object(object))
     };
     keys.into_iter().filter(selects).collect()
+}
+
+/// The controllers of a kind that an object is of concern to: its own, or those that may claim it, if it is `free` for that.
+pub fn concerned(object: &Value, free: bool, resource: &'static Resource, cache: &Cache) -> Vec<Key> {
+    match controller_of(object) {
+        Some(_) => controller_key(object, resource, cache).into_iter().collect(),
+        None if free => candidates(object, resource, cache),
+        None => Vec::new(),
+    }
 }
 
 /// `spec.selector`; `None` for one that would take everything, or is malformed.
@@ -212,8 +232,7 @@ pub async fn make_pods(
                     let text = format!("Created pod: {}", name(&pod));
                     recorder.say(owner, Kind::Normal, "SuccessfulCreate", text);
                 }
-                // Its namespace ends, and it with it.
-                Err(error) if error.message.contains("because it is being terminated") => return Ok(()),
+                Err(error) if ends_with_namespace(&error) => return Ok(()),
                 Err(error) => {
                     let text = format!("Error creating: {error}");
                     recorder.say(owner, Kind::Warning, "FailedCreate", text);
@@ -256,7 +275,7 @@ pub async fn delete_pods(
     outcome
 }
 
-/// A time as objects have it: whole seconds.
-pub fn stamp(now: Timestamp) -> String {
-    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+/// Whether something was not made because its namespace ends: it would have ended with it.
+pub fn ends_with_namespace(error: &StatusError) -> bool {
+    error.message.contains("because it is being terminated")
 }

@@ -12,10 +12,10 @@ use super::frame::{Controller, Next};
 use super::key::Key;
 use super::kinds::{PODS, REPLICA_SETS};
 use super::owned::{
-    candidates, claim, controller_key, controller_of, delete_pods, from_template, is_active, make_pods,
-    ready_since, until_available,
+    claim, concerned, controlled, delete_pods, from_template, is_active, make_pods, ready_since,
+    until_available,
 };
-use crate::object::{at, is_terminating, items, text, uid};
+use crate::object::{at, is_terminating, items, text};
 use coracle_api::selector::LabelSelector;
 use coracle_api::status::{Reason, StatusError};
 use jiff::Timestamp;
@@ -135,10 +135,8 @@ fn status(
         old.iter().filter(|told| text(told, &["type"]) != "ReplicaFailure").cloned().collect();
     if let Some(error) = failed {
         let before = old.iter().find(|told| text(told, &["type"]) == "ReplicaFailure");
-        let since = before.map_or_else(
-            || Timestamp::from_second(now.as_second()).unwrap_or(now).to_string(),
-            |told| text(told, &["lastTransitionTime"]).to_string(),
-        );
+        let since = before
+            .map_or_else(|| crate::clock::stamp(now), |told| text(told, &["lastTransitionTime"]).to_string());
         let reason = if all < replicas(set) { "FailedCreate" } else { "FailedDelete" };
         conditions.push(json!({
             "type": "ReplicaFailure", "status": "True", "reason": reason, "message": error.to_string(),
@@ -161,16 +159,8 @@ impl Controller for ReplicaSets {
         if !change.of(*PODS) {
             return Vec::new();
         }
-        let states = [&change.old, &change.new].into_iter().flatten();
-        let mut keys = Vec::new();
-        for pod in states.filter_map(|entry| cache.object(&change.key, entry)) {
-            match controller_of(&pod) {
-                Some(_) => keys.extend(controller_key(&pod, *REPLICA_SETS, cache)),
-                None if change.new.is_some() => keys.extend(candidates(&pod, *REPLICA_SETS, cache)),
-                None => {}
-            }
-        }
-        keys
+        let free = change.new.is_some();
+        change.states(cache).flat_map(|pod| concerned(&pod, free, *REPLICA_SETS, cache)).collect()
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Next, StatusError> {
@@ -178,8 +168,7 @@ impl Controller for ReplicaSets {
         let mut pods = claim(&self.client, &set, *PODS).await?;
         let failed = if is_terminating(&set) { None } else { self.scale(&set, &pods).await.err() };
         // What was made or deleted is in the cache by now.
-        pods = self.client.cache().owned(uid(&set)).into_iter().map(|(_, pod)| pod).collect();
-        pods.retain(|pod| controller_of(pod).is_some_and(|owner| text(owner, &["uid"]) == uid(&set)));
+        pods = controlled(self.client.cache(), &set, *PODS);
         let (status, again) = status(&set, &pods, failed.as_ref(), crate::clock::now());
         if status != *at(&set, &["status"]) {
             let mut set = (*set).clone();

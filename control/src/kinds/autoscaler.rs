@@ -188,14 +188,18 @@ fn metric_to_v2(mut metric: Value) -> Value {
     metric
 }
 
-fn metric_from_v2(mut metric: Value) -> Value {
+fn metric_from_v2(metric: Value) -> Value {
+    let names = [("averageUtilization", "targetAverageUtilization"), ("averageValue", "targetAverageValue")];
+    flat(metric, "target", names)
+}
+
+/// What lies in `part` in v2 lies beside it in v1, under other names.
+fn flat(mut metric: Value, part: &str, names: [(&str, &str); 2]) -> Value {
     for key in ["resource", "containerResource"] {
         let Some(source) = metric.get_mut(key) else { continue };
-        let target = object::remove(source, "target").unwrap_or_default();
-        for (from, to) in
-            [("averageUtilization", "targetAverageUtilization"), ("averageValue", "targetAverageValue")]
-        {
-            if let Some(value) = target.get(from) {
+        let figures = object::remove(source, part).unwrap_or_default();
+        for (from, to) in names {
+            if let Some(value) = figures.get(from) {
                 source[to] = value.clone();
             }
         }
@@ -219,19 +223,10 @@ fn current_to_v2(mut metric: Value) -> Value {
     metric
 }
 
-fn current_from_v2(mut metric: Value) -> Value {
-    for key in ["resource", "containerResource"] {
-        let Some(source) = metric.get_mut(key) else { continue };
-        let current = object::remove(source, "current").unwrap_or_default();
-        for (from, to) in
-            [("averageUtilization", "currentAverageUtilization"), ("averageValue", "currentAverageValue")]
-        {
-            if let Some(value) = current.get(from) {
-                source[to] = value.clone();
-            }
-        }
-    }
-    metric
+fn current_from_v2(metric: Value) -> Value {
+    let names =
+        [("averageUtilization", "currentAverageUtilization"), ("averageValue", "currentAverageValue")];
+    flat(metric, "current", names)
 }
 
 fn list(value: Value) -> Vec<Value> {

@@ -195,8 +195,7 @@ fn refused(error: StorageError) -> StatusError {
 
 /// Now, as Kubernetes writes times: whole seconds, UTC.
 fn now() -> jiff::Timestamp {
-    let now = crate::clock::now();
-    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now)
+    crate::clock::seconds(crate::clock::now())
 }
 
 /// [`now`] as text.

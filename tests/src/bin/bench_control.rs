@@ -30,11 +30,6 @@ const LATE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let out = std::env::args().nth(1).context("usage: bench_control FILE.json")?;
-    let mut figures: Figures = match std::fs::read(&out) {
-        Ok(text) => serde_json::from_slice(&text)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Figures::new(),
-        Err(error) => return Err(error.into()),
-    };
     let mut ours = Figures::new();
     let mut fleet = Fleet::start(&[])?;
     let mut ready = Vec::new();
@@ -56,9 +51,7 @@ fn main() -> Result<()> {
     drop(fleet);
     with_boards(&mut ours)?;
     ours.insert("local_start_to_ready_ms".into(), json!(median(local()?)));
-    figures::print(&ours)?;
-    figures.append(&mut ours);
-    Ok(std::fs::write(&out, serde_json::to_string_pretty(&figures)? + "\n")?)
+    figures::add(&out, ours)
 }
 
 /// `coracle-control local start` on a machine that has none, until kubectl sees the node ready.

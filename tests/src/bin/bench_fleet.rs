@@ -26,11 +26,6 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let usage = "usage: bench_fleet FILE.json SIMULATOR";
     let (out, simulator) = (arguments.next().context(usage)?, arguments.next().context(usage)?);
-    let mut figures: Figures = match std::fs::read(&out) {
-        Ok(text) => serde_json::from_slice(&text)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Figures::new(),
-        Err(error) => return Err(error.into()),
-    };
     let mut ours = Figures::new();
     let fleet = Fleet::start(&[])?;
     let dir = tempfile::tempdir()?;
@@ -60,7 +55,5 @@ fn main() -> Result<()> {
     let percent = (figures::cpu_milliseconds(pid)? - before) / STEADY.as_secs_f64() / 10.0;
     ours.insert("control_cpu_percent_1000_boards".into(), json!(rounded(percent)));
     ours.insert("control_pss_kib_1000_boards_10000_pods".into(), json!(figures::pss_kib(pid)?));
-    figures::print(&ours)?;
-    figures.append(&mut ours);
-    Ok(std::fs::write(&out, serde_json::to_string_pretty(&figures)? + "\n")?)
+    figures::add(&out, ours)
 }

@@ -14,7 +14,7 @@ pub struct Conditions {
 impl Conditions {
     /// Those of an object.
     pub fn of(object: &Value, now: Timestamp) -> Conditions {
-        let now = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
+        let now = crate::clock::stamp(now);
         Conditions { all: items(object, &["status", "conditions"]).to_vec(), now }
     }
 

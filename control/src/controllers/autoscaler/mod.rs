@@ -311,7 +311,7 @@ impl Autoscalers {
         let text = format!("New size: {desired}; reason: {why}");
         self.recorder.say(autoscaler, Kind::Normal, "SuccessfulRescale", text);
         self.history(autoscaler, |history| history.scaled(current, desired, now));
-        let last = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string().into();
+        let last = crate::clock::stamp(now).into();
         self.write(autoscaler, status(current, desired, &last, statuses, conditions)).await
     }
 }

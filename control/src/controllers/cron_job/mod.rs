@@ -13,7 +13,8 @@ use super::events::{Kind, Recorder, reference};
 use super::frame::{Controller, Next};
 use super::key::Key;
 use super::kinds::{CRON_JOBS, JOBS};
-use super::owned::{controller_key, controller_of, stamp};
+use super::owned::{controlled, controller_key, controls, ends_with_namespace};
+use crate::clock::stamp;
 use crate::object::{at, fields, items, name, namespace, text, uid};
 use crate::registry::options::Propagation;
 use coracle_api::status::{Reason, StatusError};
@@ -21,7 +22,7 @@ use jiff::Timestamp;
 use plan::{Plan, Said};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// The controller.
 pub struct CronJobs {
@@ -43,9 +44,7 @@ impl Controller for CronJobs {
 
     fn concerns(&self, change: &Change, cache: &Cache) -> Vec<Key> {
         if change.of(*CRON_JOBS) {
-            if change.new.is_none()
-                && let Some(cron) = cache.object(&change.key, change.latest())
-            {
+            if let Some(cron) = change.gone(cache) {
                 self.standing.lock().unwrap_or_else(PoisonError::into_inner).remove(uid(&cron));
             }
             return vec![change.key.clone()];
@@ -53,17 +52,12 @@ impl Controller for CronJobs {
         if !change.of(*JOBS) {
             return Vec::new();
         }
-        let states = [&change.old, &change.new].into_iter().flatten();
-        let jobs = states.filter_map(|entry| cache.object(&change.key, entry));
-        jobs.filter_map(|job| controller_key(&job, *CRON_JOBS, cache)).collect()
+        change.states(cache).filter_map(|job| controller_key(&job, *CRON_JOBS, cache)).collect()
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Next, StatusError> {
         let Some(cron) = self.client.cache().get(key) else { return Ok(Next::Done) };
-        let jobs = self.client.cache().owned(uid(&cron)).into_iter();
-        let mine = |job: &Value| controller_of(job).is_some_and(|owner| text(owner, &["uid"]) == uid(&cron));
-        let jobs: Vec<Arc<Value>> =
-            jobs.filter(|(key, job)| key.is(*JOBS) && mine(job)).map(|(_, job)| job).collect();
+        let jobs = controlled(self.client.cache(), &cron, *JOBS);
         let plan = plan::plan(&cron, &jobs, crate::clock::now());
         let mut status = plan.status.clone();
         self.say(&cron, &plan);
@@ -129,12 +123,12 @@ impl CronJobs {
                 let key = Key::of(*JOBS, namespace(cron), name(&wanted));
                 let job = self.client.registry().get(&key.target()).await?;
                 // Somebody else's job has this name; the next time has another.
-                if controller_of(&job).is_none_or(|owner| text(owner, &["uid"]) != uid(cron)) {
+                if !controls(cron, &job) {
                     return Ok(());
                 }
                 job
             }
-            Err(error) if error.message.contains("because it is being terminated") => return Err(error),
+            Err(error) if ends_with_namespace(&error) => return Err(error),
             Err(error) => {
                 let text = format!("Error creating job: {error}");
                 self.recorder.say(cron, Kind::Warning, "FailedCreate", text);

@@ -3,8 +3,8 @@
 //! A time has one job, by its name, and is over once `lastScheduleTime` has reached it: neither a clock that is set back nor a
 //! crash starts it again.
 
+use crate::clock::stamp;
 use crate::controllers::events::Kind;
-use crate::controllers::owned::stamp;
 use crate::kinds::schedule::{Schedule, zone};
 use crate::object::{at, fields, is_terminating, items, name, text, uid};
 use jiff::tz::TimeZone;

@@ -14,7 +14,7 @@ use super::frame::{Controller, Next};
 use super::history::{self, REVISION_HASH};
 use super::key::Key;
 use super::kinds::{CONTROLLER_REVISIONS, DAEMON_SETS, NODES, PODS};
-use super::owned::{candidates, claim, controller_key, controller_of, delete_pods, make_pods};
+use super::owned::{claim, concerned, controlled, delete_pods, make_pods};
 use super::retries::Retries;
 use crate::object::{at, fields, is_terminating, name, text, uid};
 use crate::scheduler;
@@ -22,14 +22,11 @@ use coracle_api::status::{Reason, StatusError};
 use plan::{Place, View};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// Pods that one look makes or deletes, as upstream.
 const BURST: usize = 250;
-/// As revisions of daemon sets are labelled.
-const LABELS: history::Labels = history::Labels { hash: REVISION_HASH };
 
 /// The controller.
 pub struct DaemonSets {
@@ -56,9 +53,7 @@ impl Controller for DaemonSets {
 
     fn concerns(&self, change: &Change, cache: &Cache) -> Vec<Key> {
         if change.of(*DAEMON_SETS) {
-            if change.new.is_none()
-                && let Some(set) = cache.object(&change.key, change.latest())
-            {
+            if let Some(set) = change.gone(cache) {
                 self.retries.forget(uid(&set));
             }
             return vec![change.key.clone()];
@@ -74,16 +69,8 @@ impl Controller for DaemonSets {
         if !change.of(*PODS) && !change.of(*CONTROLLER_REVISIONS) {
             return Vec::new();
         }
-        let mut keys = Vec::new();
-        for entry in [&change.old, &change.new].into_iter().flatten() {
-            let Some(object) = cache.object(&change.key, entry) else { continue };
-            match controller_of(&object) {
-                Some(_) => keys.extend(controller_key(&object, *DAEMON_SETS, cache)),
-                None if change.new.is_some() => keys.extend(candidates(&object, *DAEMON_SETS, cache)),
-                None => {}
-            }
-        }
-        keys
+        let free = change.new.is_some();
+        change.states(cache).flat_map(|object| concerned(&object, free, *DAEMON_SETS, cache)).collect()
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Next, StatusError> {
@@ -93,7 +80,7 @@ impl Controller for DaemonSets {
             return Ok(Next::Done);
         }
         let revisions = history::revisions(&self.client, &set).await?;
-        let current = history::current(&self.client, &set, &revisions, LABELS).await?;
+        let current = history::current(&self.client, &set, &revisions, REVISION_HASH).await?;
         let hash = text(&current, &["metadata", "labels", REVISION_HASH]);
         let fresh = plan::pod(&set, hash);
         let judged = scheduler::Pod::read(&fresh);
@@ -104,7 +91,7 @@ impl Controller for DaemonSets {
         let view = View::of(&set, hash, places.clone(), &pods, crate::clock::now());
         let (done, retry) = self.act(&set, view.plan(), &fresh).await;
         // As they are now.
-        let pods = self.pods(&set);
+        let pods = controlled(self.client.cache(), &set, *PODS);
         let (status, again) = View::of(&set, hash, places, &pods, crate::clock::now()).status();
         self.report(&set, status).await?;
         let live = history::in_use(&pods, REVISION_HASH);
@@ -118,12 +105,6 @@ impl Controller for DaemonSets {
 }
 
 impl DaemonSets {
-    fn pods(&self, set: &Value) -> Vec<Arc<Value>> {
-        let owned = self.client.cache().owned(uid(set)).into_iter();
-        let mine = |pod: &Value| controller_of(pod).is_some_and(|owner| text(owner, &["uid"]) == uid(set));
-        owned.filter(|(key, pod)| key.is(*PODS) && mine(pod)).map(|(_, pod)| pod).collect()
-    }
-
     async fn act(
         &self,
         set: &Value,

@@ -16,7 +16,7 @@ use super::events::{Kind, Recorder};
 use super::frame::{Controller, Next};
 use super::key::Key;
 use super::kinds::{DEPLOYMENTS, PODS, REPLICA_SETS};
-use super::owned::{candidates, claim, controller_key, controller_of, controller_reference};
+use super::owned::{claim, concerned, controller_key, controller_reference, controls};
 use crate::object::{self, at, child, fields, is_terminating, name, namespace, text, uid};
 use coracle_api::status::{Reason, StatusError};
 use plan::{Sets, desired, replicas};
@@ -77,11 +77,7 @@ impl Controller for Deployments {
         }
         let Some(object) = cache.object(&change.key, change.latest()) else { return Vec::new() };
         if change.of(*REPLICA_SETS) {
-            return match controller_of(&object) {
-                Some(_) => controller_key(&object, *DEPLOYMENTS, cache).into_iter().collect(),
-                None if change.new.is_some() => candidates(&object, *DEPLOYMENTS, cache),
-                None => Vec::new(),
-            };
+            return concerned(&object, change.new.is_some(), *DEPLOYMENTS, cache);
         }
         // A Recreate waits until the last old pod is gone.
         if change.of(*PODS) && change.new.is_none() {
@@ -220,9 +216,7 @@ impl Deployments {
             Err(error) if error.reason == Reason::AlreadyExists => {
                 let key = Key::of(*REPLICA_SETS, namespace(deployment), name(&set));
                 let there = self.client.registry().get(&key.target()).await?;
-                let mine =
-                    controller_of(&there).is_some_and(|owner| text(owner, &["uid"]) == uid(deployment));
-                if mine && template(&there) == wanted {
+                if controls(deployment, &there) && template(&there) == wanted {
                     return Ok(there);
                 }
                 // Another template with the same hash: the next name.

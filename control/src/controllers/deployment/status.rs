@@ -50,7 +50,7 @@ pub fn of(
             status[key] = count.into();
         }
     }
-    let clock = Clock { now: Timestamp::from_second(now.as_second()).unwrap_or(now), deployment };
+    let clock = Clock { now: crate::clock::seconds(now), deployment };
     let enough = available >= desired_least(deployment);
     let mut conditions = vec![if enough {
         clock.condition(

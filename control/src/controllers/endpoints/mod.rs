@@ -23,7 +23,7 @@ use super::events::{Kind, Recorder};
 use super::frame::{Controller, Next};
 use super::key::Key;
 use super::kinds::{ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES};
-use super::owned::controller_reference;
+use super::owned::{controller_reference, ends_with_namespace};
 use crate::object::{at, is_terminating, name, namespace, text, uid};
 use coracle_api::status::{Reason, StatusError};
 use serde_json::{Map, Value};
@@ -155,10 +155,6 @@ async fn write(client: &Client, changes: Changes, ending: bool) -> Result<(), St
         .iter()
         .map(|slice| (Key::of(*ENDPOINT_SLICES, namespace(slice), name(slice)), uid(slice).to_string()));
     client.delete_all(gone.collect(), Delete::default()).await.into_iter().next().map_or(Ok(()), Err)
-}
-
-fn ends_with_namespace(error: &StatusError) -> bool {
-    error.message.contains("because it is being terminated")
 }
 
 /// The services of a namespace that select a pod.

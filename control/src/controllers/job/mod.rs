@@ -20,7 +20,8 @@ use super::frame::{Controller, Next};
 use super::key::Key;
 use super::kinds::{JOBS, PODS};
 use super::owned::{
-    candidates, claim_held, controller_key, controller_of, delete_pods, from_template, make_pods,
+    candidates, claim_held, concerned, controlled, controller_key, controller_of, delete_pods, from_template,
+    make_pods,
 };
 use crate::object::{self, at, child, fields, is_terminating, name, namespace, text, uid};
 use coracle_api::status::{Reason, StatusError};
@@ -74,9 +75,7 @@ impl Controller for Jobs {
     fn concerns(&self, change: &Change, cache: &Cache) -> Vec<Key> {
         if change.of(*JOBS) {
             let mut keys = vec![change.key.clone()];
-            if change.new.is_none()
-                && let Some(job) = cache.object(&change.key, change.latest())
-            {
+            if let Some(job) = change.gone(cache) {
                 self.remember(uid(&job), None);
                 keys.extend(cache.dependents(uid(&job)).into_iter().filter(|key| key.is(*PODS)));
                 // Those that it has let go, or would have adopted.
@@ -90,13 +89,8 @@ impl Controller for Jobs {
             return Vec::new();
         }
         let mut keys = Vec::new();
-        for entry in [&change.old, &change.new].into_iter().flatten() {
-            let Some(pod) = cache.object(&change.key, entry) else { continue };
-            let jobs: Vec<Key> = match controller_of(&pod) {
-                Some(_) => controller_key(&pod, *JOBS, cache).into_iter().collect(),
-                None if change.new.is_some() => candidates(&pod, *JOBS, cache),
-                None => Vec::new(),
-            };
+        for pod in change.states(cache) {
+            let jobs = concerned(&pod, change.new.is_some(), *JOBS, cache);
             if is_tracked(&pod) && (jobs.is_empty() || controller_of(&pod).is_none()) {
                 keys.push(change.key.clone());
             }
@@ -149,9 +143,7 @@ impl Controller for Jobs {
 
 impl Jobs {
     fn pods(&self, job: &Value) -> Vec<Arc<Value>> {
-        let owned = self.client.cache().owned(uid(job)).into_iter();
-        let mine = |pod: &Value| controller_of(pod).is_some_and(|owner| text(owner, &["uid"]) == uid(job));
-        owned.filter(|(key, pod)| key.is(*PODS) && mine(pod)).map(|(_, pod)| pod).collect()
+        controlled(self.client.cache(), job, *PODS)
     }
 
     /// A pod that has the finalizer, and no job that would count it.

@@ -10,7 +10,8 @@ use super::failure::{Action, judge};
 use super::plan::{
     TRACKED, Verdict, View, condition, has_failed, index_of, is_suspended, is_tracked, uncounted,
 };
-use crate::controllers::owned::{ready_since, stamp};
+use crate::clock::stamp;
+use crate::controllers::owned::ready_since;
 use crate::object::{at, child, fields, is_terminating, items, text, uid};
 use jiff::Timestamp;
 use serde_json::{Value, json};

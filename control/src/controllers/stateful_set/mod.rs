@@ -15,7 +15,7 @@ use super::frame::{Controller, Next};
 use super::history::{self, REVISION_HASH};
 use super::key::Key;
 use super::kinds::{CLAIMS, CONTROLLER_REVISIONS, PODS, STATEFUL_SETS};
-use super::owned::{candidates, claim_members, controller_key, controller_of};
+use super::owned::{candidates, claim_members, concerned, controlled, ends_with_namespace};
 use super::retries::Retries;
 use crate::object::{at, fields, is_terminating, items, name, namespace, text, uid};
 use coracle_api::status::{Reason, StatusError};
@@ -26,8 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// As revisions of stateful sets are labelled.
-const LABELS: history::Labels = history::Labels { hash: "controller.kubernetes.io/hash" };
+/// The label of revisions of stateful sets that has their hash.
+const HASH: &str = "controller.kubernetes.io/hash";
 
 /// The controller.
 pub struct StatefulSets {
@@ -49,31 +49,23 @@ impl Controller for StatefulSets {
 
     fn concerns(&self, change: &Change, cache: &Cache) -> Vec<Key> {
         if change.of(*STATEFUL_SETS) {
-            if change.new.is_none()
-                && let Some(set) = cache.object(&change.key, change.latest())
-            {
+            if let Some(set) = change.gone(cache) {
                 self.retries.forget(uid(&set));
             }
             return vec![change.key.clone()];
         }
         if change.of(*CLAIMS) {
             // A member waits until the claim of its predecessor is gone.
-            let gone = change.new.is_none().then(|| cache.object(&change.key, change.latest())).flatten();
-            return gone.map(|claim| candidates(&claim, *STATEFUL_SETS, cache)).unwrap_or_default();
+            return change
+                .gone(cache)
+                .map(|claim| candidates(&claim, *STATEFUL_SETS, cache))
+                .unwrap_or_default();
         }
         if !change.of(*PODS) && !change.of(*CONTROLLER_REVISIONS) {
             return Vec::new();
         }
-        let mut keys = Vec::new();
-        for entry in [&change.old, &change.new].into_iter().flatten() {
-            let Some(object) = cache.object(&change.key, entry) else { continue };
-            match controller_of(&object) {
-                Some(_) => keys.extend(controller_key(&object, *STATEFUL_SETS, cache)),
-                // One of another owner that is gone had a name that is wanted.
-                None => keys.extend(candidates(&object, *STATEFUL_SETS, cache)),
-            }
-        }
-        keys
+        // Of what is gone too: it had a name that is wanted.
+        change.states(cache).flat_map(|object| concerned(&object, true, *STATEFUL_SETS, cache)).collect()
     }
 
     async fn reconcile(&self, key: &Key) -> Result<Next, StatusError> {
@@ -84,7 +76,7 @@ impl Controller for StatefulSets {
             return Ok(Next::Done);
         }
         let revisions = history::revisions(&self.client, &set).await?;
-        let newest = history::current(&self.client, &set, &revisions, LABELS).await?;
+        let newest = history::current(&self.client, &set, &revisions, HASH).await?;
         let update = revision(&newest);
         let named = text(&set, &["status", "currentRevision"]);
         let current = revisions.iter().find(|revision| name(revision) == named);
@@ -98,7 +90,7 @@ impl Controller for StatefulSets {
             Err(error) => (Err(error), None),
         };
         // As they are now.
-        let pods = self.pods(&set);
+        let pods = controlled(self.client.cache(), &set, *PODS);
         let look = View { pods: members(&set, &pods), now: crate::clock::now(), ..look };
         let collisions = at(&set, &["status", "collisionCount"]).as_i64().unwrap_or_default();
         self.report(&set, look.status(collisions)).await?;
@@ -121,12 +113,6 @@ fn members<'a>(set: &Value, pods: &'a [Arc<Value>]) -> BTreeMap<i64, &'a Arc<Val
 }
 
 impl StatefulSets {
-    fn pods(&self, set: &Value) -> Vec<Arc<Value>> {
-        let owned = self.client.cache().owned(uid(set)).into_iter();
-        let mine = |pod: &Value| controller_of(pod).is_some_and(|owner| text(owner, &["uid"]) == uid(set));
-        owned.filter(|(key, pod)| key.is(*PODS) && mine(pod)).map(|(_, pod)| pod).collect()
-    }
-
     async fn act(&self, look: &View<'_>, mut plan: Plan) -> (Result<(), StatusError>, Option<Duration>) {
         let mut again: Option<Duration> = None;
         for pod in plan.ended {
@@ -205,7 +191,7 @@ impl StatefulSets {
                 self.say(set, "create", name(&pod), None);
                 Ok(())
             }
-            Err(error) if error.message.contains("because it is being terminated") => Ok(()),
+            Err(error) if ends_with_namespace(&error) => Ok(()),
             // A pod of this name is there, and somebody else's: told of once, tried again with back-off.
             Err(error) => {
                 if error.reason != Reason::AlreadyExists {
