@@ -170,7 +170,6 @@ impl Board {
         ] {
             fs::create_dir_all(&dir).map_err(|source| OpenError::Io { path: dir, source })?;
         }
-        hold_helper(layout)?;
         let status = read("/proc/self/status")?;
         let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
         let capabilities = field("CapBnd:").and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
@@ -181,12 +180,16 @@ impl Board {
         let score = read("/proc/self/oom_score_adj")?.trim().parse().unwrap_or(0);
         let may_lower = capabilities >> CAP_SYS_RESOURCE & 1 == 1;
         let tree = Tree::open(&settings.name)?;
+        // Before anything that carries the name is touched, and before anything is mounted: who is refused leaves nothing.
+        let claim = claim(&tree, &settings.name, layout)?;
+        let network = Network::open(settings.network.clone())?;
+        let images = Arc::new(ImageStore::open(settings.images.clone())?);
+        hold_helper(layout)?;
         Ok(Board {
-            // Before anything that carries the name is touched.
-            _claim: claim(&tree, &settings.name, layout)?,
+            _claim: claim,
             tree,
-            network: Network::open(settings.network.clone())?,
-            images: Arc::new(ImageStore::open(settings.images.clone())?),
+            network,
+            images,
             boot: BootId(read("/proc/sys/kernel/random/boot_id")?.trim().into()),
             capabilities,
             memory_bytes_total: memory.unwrap_or(0) * 1024,

@@ -20,7 +20,10 @@ fn stranger(name: &str, verb: &str) -> Output {
     let mut command = Command::new("unshare");
     command.args(["--net", "timeout", "--signal=KILL", "20"]).arg(binary("coracle").expect("built"));
     command.arg("--root").arg(dir.path().join("root")).arg(verb).arg("--config").arg(config);
-    command.output().expect("runs")
+    let output = command.output().expect("runs");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("read");
+    assert!(!mounts.contains(dir.path().to_str().expect("UTF-8")), "{verb} left a mount");
+    output
 }
 
 /// It took the first one's pods for what a crash had left, and killed them.

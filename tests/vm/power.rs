@@ -1,7 +1,7 @@
 //! The plug is pulled while pods are created and deleted. `CORACLE_VM_POWER_CUTS` says how often, 4 by default.
 
 use anyhow::{Result, ensure};
-use coracle_tests::vm::kit::{Kit, SINCE_THE_AGENT_STARTED, counter, install, name, wait};
+use coracle_tests::vm::kit::{Kit, SINCE_THE_AGENT_STARTED, counter, install, name, runs, wait};
 use coracle_tests::vm::{Boot, Machine};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ fn a_power_cut_at_any_moment_loses_nothing_and_leaves_nothing() {
             let there: BTreeSet<&str> = pods.iter().map(name).collect();
             wanted.iter().all(|n| Some(n) == unsure.as_ref() || there.contains(n.as_str()))
                 && there.iter().all(|n| Some(*n) == unsure.as_deref() || wanted.contains(*n))
-                && pods.iter().all(|p| p["status"]["phase"] == "Running")
+                && pods.iter().all(runs)
         };
         let pods = wait(&mut machine, &format!("round {round}: {wanted:?}, perhaps {unsure:?}, run"), sure)
             .expect("nothing acknowledged is lost");
@@ -108,7 +108,7 @@ fn sure_of(wanted: &BTreeSet<String>) -> impl Fn(&[serde_json::Value]) -> bool {
         let there: BTreeSet<&str> = pods.iter().map(name).collect();
         wanted.iter().all(|n| there.contains(n.as_str()))
             && pods.len() == wanted.len()
-            && pods.iter().all(|p| p["status"]["phase"] == "Running")
+            && pods.iter().all(runs)
     }
 }
 

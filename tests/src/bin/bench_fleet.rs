@@ -8,8 +8,6 @@ use serde_json::json;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const BOARDS: usize = 1000;
-const PODS: usize = 10_000;
 /// All boards have their pods, and nothing changes: what is left is heartbeats.
 const STEADY: Duration = Duration::from_secs(60);
 
@@ -24,36 +22,39 @@ impl Drop for Simulator {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let usage = "usage: bench_fleet FILE.json SIMULATOR";
+    let usage = "usage: bench_fleet FILE.json SIMULATOR [BOARDS [PODS]]";
     let (out, simulator) = (arguments.next().context(usage)?, arguments.next().context(usage)?);
+    let mut number =
+        |default: usize| arguments.next().map_or(Ok(default), |text| text.parse()).context(usage);
+    let (boards, pods) = (number(1000)?, number(10_000)?);
     let mut ours = Figures::new();
     let fleet = Fleet::start(&[])?;
     let dir = tempfile::tempdir()?;
     let line = fleet.join_line_with(&["--uses", "0"])?;
     let joins = line.split_whitespace().skip_while(|word| *word != "join").skip(1);
     let mut command = Command::new(simulator);
-    command.arg("simulate").args(["--boards", &BOARDS.to_string(), "--dir"]).arg(dir.path()).args(joins);
+    command.arg("simulate").args(["--boards", &boards.to_string(), "--dir"]).arg(dir.path()).args(joins);
     let start = Instant::now();
     let _simulator = Simulator(fleet.spawn(command.stderr(Stdio::null()))?);
-    let ready = format!("--for=jsonpath={{.status.readyReplicas}}={PODS}");
+    let ready = format!("--for=jsonpath={{.status.readyReplicas}}={pods}");
     fleet.kubectl(&["create", "deployment", "many", "--image=example.test/busybox:1", "--replicas=0"])?;
     // The last to join are the last by name, more or less: the wait below is for all.
-    while fleet.kubectl(&["get", "nodes", "-o", "name"])?.lines().count() < BOARDS {
+    while fleet.kubectl(&["get", "nodes", "-o", "name"])?.lines().count() < boards {
         std::thread::sleep(Duration::from_secs(1));
     }
     fleet.kubectl(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=10m"])?;
-    ours.insert("boards_1000_joined_seconds".into(), json!(rounded(start.elapsed().as_secs_f64())));
+    ours.insert(format!("boards_{boards}_joined_seconds"), json!(rounded(start.elapsed().as_secs_f64())));
 
     let start = Instant::now();
-    fleet.kubectl(&["scale", "deployment", "many", &format!("--replicas={PODS}")])?;
+    fleet.kubectl(&["scale", "deployment", "many", &format!("--replicas={pods}")])?;
     fleet.kubectl(&["wait", "deployment/many", &ready, "--timeout=20m"])?;
-    ours.insert("pods_10000_running_seconds".into(), json!(rounded(start.elapsed().as_secs_f64())));
+    ours.insert(format!("pods_{pods}_running_seconds"), json!(rounded(start.elapsed().as_secs_f64())));
 
     let pid = fleet.control_pid().context("the control plane runs")?;
     let before = figures::cpu_milliseconds(pid)?;
     std::thread::sleep(STEADY);
     let percent = (figures::cpu_milliseconds(pid)? - before) / STEADY.as_secs_f64() / 10.0;
-    ours.insert("control_cpu_percent_1000_boards".into(), json!(rounded(percent)));
-    ours.insert("control_pss_kib_1000_boards_10000_pods".into(), json!(figures::pss_kib(pid)?));
+    ours.insert(format!("control_cpu_percent_{boards}_boards"), json!(rounded(percent)));
+    ours.insert(format!("control_pss_kib_{boards}_boards_{pods}_pods"), json!(figures::pss_kib(pid)?));
     figures::add(&out, ours)
 }

@@ -108,6 +108,11 @@ pub fn container(pod: &Value) -> &Value {
     &pod["status"]["containerStatuses"][0]
 }
 
+/// Whether its container runs: the phase says that it is to, also between two starts.
+pub fn runs(pod: &Value) -> bool {
+    pod["status"]["phase"] == "Running" && container(pod)["state"]["running"].is_object()
+}
+
 /// What must not change while pods run on.
 pub fn identity(pods: &[Value]) -> Vec<Identity> {
     let of = |pod: &Value| {
@@ -144,8 +149,7 @@ pub fn wait(machine: &mut Machine, what: &str, wanted: impl Fn(&[Value]) -> bool
 /// Waits until exactly these pods are there and run.
 pub fn wait_running(machine: &mut Machine, names: &[&str]) -> Result<Vec<Value>> {
     wait(machine, &format!("{names:?} run"), |pods| {
-        pods.len() == names.len()
-            && names.iter().all(|n| pods.iter().any(|p| name(p) == *n && p["status"]["phase"] == "Running"))
+        pods.len() == names.len() && names.iter().all(|n| pods.iter().any(|p| name(p) == *n && runs(p)))
     })
 }
 
