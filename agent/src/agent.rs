@@ -33,7 +33,7 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Runs the agent until SIGTERM or SIGINT. Pods run on after it.
 pub(crate) fn main(place: &Place, config: Option<&Path>) -> Result<()> {
-    coracle_runtime::keep_heap_small();
+    coracle_store::keep_heap_small();
     // A lease on a manifest that breaks tells with SIGIO, which would end the process. Helpers start with none blocked.
     let mut lease_breaks = SigSet::empty();
     lease_breaks.add(Signal::SIGIO);

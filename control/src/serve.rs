@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub fn main(serve: &Serve) -> anyhow::Result<()> {
+    coracle_store::keep_heap_small();
     let config = serve.configuration()?;
     logging::start();
     // Before any other thread runs: opening the embedded store gives back memory, see coracle-store.

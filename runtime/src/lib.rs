@@ -29,4 +29,4 @@ pub mod terminal;
 pub mod volume;
 
 pub use shim_process::join_mounts;
-pub use sys::{give_memory_back, is_open_for_writing, keep_heap_small};
+pub use sys::{give_memory_back, is_open_for_writing};

@@ -158,21 +158,6 @@ pub(crate) fn attach_device_program(
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Keeps the heap of a long-lived process small: one arena for all threads, large blocks by mmap, and what is free at
-/// the top given back. Call before other threads exist. mallopt(3); nothing outside glibc.
-pub fn keep_heap_small() {
-    #[cfg(target_env = "gnu")]
-    {
-        const LARGE_BYTES: libc::c_int = 64 * 1024;
-        // SAFETY: mallopt changes parameters of the allocator only; a value that it refuses changes nothing.
-        unsafe {
-            libc::mallopt(libc::M_ARENA_MAX, 1);
-            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE_BYTES);
-        }
-    }
-}
-
 /// Gives back what a burst of work leaves: free heap pages (malloc_trim(3)), and this program's code from the page
 /// tables. The code stays in the page cache while there is room, and comes back by minor faults where it is used; what
 /// ran once (start-up, a pull, the way up of a pod) no longer counts as in use on a board that is short of memory.

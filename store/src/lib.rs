@@ -21,6 +21,7 @@ mod sys;
 pub use open::{Opened, check};
 pub use raw::RawKind;
 pub use record::{Record, Scan};
+pub use sys::keep_heap_small;
 
 use record::{Decoded, decode, encode, prefix, row_key};
 use serde_json::Value;

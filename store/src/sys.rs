@@ -1,4 +1,4 @@
-//! The unsafe corner: giving back memory that sled zero-fills and never uses.
+//! The unsafe corner: giving back memory that sled zero-fills and never uses, and a heap that stays small.
 
 use std::time::Duration;
 
@@ -8,6 +8,21 @@ const MAPPING_BYTES_MIN: usize = 512 * 1024;
 /// How often, and at what distance, sled's workers are looked at until they rest: a second in all. Nothing tells of it.
 const REST_TRIES: u32 = 50;
 const REST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Keeps the heap of a long-lived process small: one arena for all threads, large blocks by mmap, and what is free at
+/// the top given back. Call before other threads exist. mallopt(3); nothing outside glibc.
+pub fn keep_heap_small() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LARGE_BYTES: libc::c_int = 64 * 1024;
+        // SAFETY: mallopt changes parameters of the allocator only; a value that it refuses changes nothing.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE_BYTES);
+        }
+    }
+}
 
 /// Returns every all-zero page of the large private anonymous mappings to the kernel: 21 MB of sled's unused
 /// histograms. Costs about 15 ms. Does nothing while any thread but this one and sled's idle workers exists: such

@@ -1,13 +1,16 @@
 //! Asking for a certificate: a CertificateSigningRequest, and the answer to it.
 
+use super::backoff::Backoff;
 use super::client::{Client, ClientError};
 use super::credentials::{self, CredentialError};
 use super::watch::Event;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use coracle_api::status::Reason;
 use rcgen::KeyPair;
 use serde_json::{Value, json};
 use std::time::Duration;
+use tokio::time::Instant;
 
 const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 /// Client certificates of nodes.
@@ -59,7 +62,21 @@ pub(crate) async fn sign(
             "usages": ["digital signature", purpose],
         },
     });
-    let csr: Value = client.create(PATH, &csr).await?;
+    // All boards of a fleet ask at once after a power cut: the server puts some off, and nothing of their request was done.
+    let until = Instant::now() + patience;
+    let mut backoff = Backoff::default();
+    let csr: Value = loop {
+        match client.create(PATH, &csr).await {
+            Err(error) if error.reason() == Some(Reason::TooManyRequests) => {
+                let wait = backoff.next();
+                if Instant::now() + wait > until {
+                    return Err(error.into());
+                }
+                tokio::time::sleep(wait).await;
+            }
+            answer => break answer?,
+        }
+    };
     if let Some(answer) = answer(&csr) {
         return answer;
     }

@@ -50,7 +50,7 @@ impl FromStr for ClusterCidr {
 
 impl Default for ClusterCidr {
     fn default() -> ClusterCidr {
-        ClusterCidr { base: u32::from(Ipv4Addr::new(10, 244, 0, 0)), bits: 16 }
+        ClusterCidr { base: u32::from(Ipv4Addr::new(10, 240, 0, 0)), bits: 12 }
     }
 }
 

@@ -10,8 +10,8 @@ use serde_json::Value;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Objects that are kept, and the size beyond which one is not: some megabytes in all.
-const PLACES: usize = 256;
+/// Objects that are kept, and the size beyond which one is not: a megabyte or two in all.
+const PLACES: usize = 64;
 const VALUE_BYTES_MAX: usize = 16 << 10;
 
 #[derive(Debug)]

@@ -1,11 +1,12 @@
 //! What a thousand boards with ten thousand pods cost the control plane: adds its figures to the JSON object that the other
 //! benches wrote. The boards are `coracle simulate`'s, of a debug build: the agent's own client code over no runtime.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use coracle_tests::figures::{self, Figures, rounded};
 use coracle_tests::fleet::Fleet;
 use serde_json::json;
-use std::process::{Child, Command, Stdio};
+use std::fs::{self, File};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 /// All boards have their pods, and nothing changes: what is left is heartbeats.
@@ -35,11 +36,15 @@ fn main() -> Result<()> {
     let mut command = Command::new(simulator);
     command.arg("simulate").args(["--boards", &boards.to_string(), "--dir"]).arg(dir.path()).args(joins);
     let start = Instant::now();
-    let _simulator = Simulator(fleet.spawn(command.stderr(Stdio::null()))?);
+    let log = dir.path().join("log");
+    let mut simulator = Simulator(fleet.spawn(command.stderr(File::create(&log)?))?);
     let ready = format!("--for=jsonpath={{.status.readyReplicas}}={pods}");
     fleet.kubectl(&["create", "deployment", "many", "--image=example.test/busybox:1", "--replicas=0"])?;
     // The last to join are the last by name, more or less: the wait below is for all.
     while fleet.kubectl(&["get", "nodes", "-o", "name"])?.lines().count() < boards {
+        if let Some(status) = simulator.0.try_wait()? {
+            bail!("the simulator ended ({status}):\n{}", fs::read_to_string(&log)?.trim());
+        }
         std::thread::sleep(Duration::from_secs(1));
     }
     fleet.kubectl(&["wait", "node", "--all", "--for=condition=Ready", "--timeout=10m"])?;
