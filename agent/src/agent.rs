@@ -10,7 +10,7 @@ use crate::exit::StartError;
 use crate::node_api::{self, Context};
 use crate::request::Request;
 use crate::sources::ManifestDirectory;
-use crate::{cluster, logging, notify, pressure, runtime};
+use crate::{cluster, logging, notify, pressure, runtime, storage};
 use anyhow::{Context as _, Result, bail};
 use coracle_runtime::board::{Board, Settings};
 use coracle_runtime::image::{ImageConfig, InUse, RegistryConfig};
@@ -198,7 +198,8 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<End> {
     let (ways, link) = cluster::link(&layout, &config).unzip();
     let joined = link.is_some();
     let events = Events::new(node_name, ways.as_ref().map(|ways| ways.events.clone()));
-    let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events, ways).await?;
+    let (limited, to_measure) = tokio::sync::watch::channel(storage::Limited::default());
+    let (engine, inbox) = Engine::open(board.clone(), Arc::new(store), events, ways, limited).await?;
     // Listening before the manifests are read: a change in between is an event and not lost.
     let manifests = layout.data.join("manifests");
     let mut directory =
@@ -213,6 +214,7 @@ async fn run(layout: Layout, config: Config, store: Store) -> Result<End> {
     if let Some(link) = link {
         cluster::start(link, &config, &context);
     }
+    tokio::spawn(storage::watch(board.clone(), to_measure, inbox.clone()));
     if config.eviction_memory_available_bytes > 0 {
         tokio::spawn(pressure::watch(config.eviction_memory_available_bytes, inbox));
     }

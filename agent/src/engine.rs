@@ -17,6 +17,7 @@ mod heard;
 mod objects;
 mod perform;
 mod requests;
+mod storage;
 
 use crate::cluster::Ways;
 use crate::cluster::objects::{News, Wanted};
@@ -27,10 +28,12 @@ use crate::notify::Watchdog;
 use crate::record::{HistoryRecord, PodRecord, Source};
 use crate::request::{Applied, Change, ChangeKind, Refusal, Request};
 use crate::sources::FileManifest;
+use crate::storage::Limited;
 use coracle_pod::action::{Action, Plan};
 use coracle_pod::objects::Objects;
 use coracle_pod::observed::{ImageState, InstanceState, Sandbox};
 use coracle_pod::spec::PodUid;
+use coracle_pod::storage::Excess;
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
 use coracle_runtime::board::Board;
 use coracle_runtime::shim_client::{ShimClient, ShimEvent};
@@ -68,6 +71,8 @@ pub(crate) enum Message {
     Shim { uid: PodUid, event: ShimEvent },
     /// Tasks wait for memory, and less than the threshold is available.
     MemoryShort { available_bytes: u64, threshold_bytes: u64 },
+    /// A pod has written more than it may.
+    StorageExceeded { uid: PodUid, excess: Excess },
     /// The batch under way is durable, or is not.
     Committed(Result<(), StoreError>),
 }
@@ -138,6 +143,8 @@ pub(crate) struct Engine {
     reports: Option<Reports>,
     /// What its pods name, asked of the API server.
     wanted: Option<watch::Sender<Wanted>>,
+    /// Those whose files are to be measured.
+    limited: watch::Sender<Limited>,
     resource_version: u64,
     /// Something was done since memory was last given back.
     worked: bool,
@@ -150,6 +157,7 @@ impl Engine {
         store: Arc<Store>,
         events: Events,
         ways: Option<Ways>,
+        limited: watch::Sender<Limited>,
     ) -> anyhow::Result<(Engine, mpsc::Sender<Message>)> {
         let (outbox, inbox) = mpsc::channel(INBOX_MAX);
         let mut engine = Engine {
@@ -169,6 +177,7 @@ impl Engine {
             events,
             reports: ways.as_ref().map(|ways| ways.reports.clone()),
             wanted: ways.map(|ways| ways.wanted),
+            limited,
             resource_version: 1,
             worked: true,
         };
@@ -215,6 +224,7 @@ impl Engine {
         tokio::pin!(stop);
         loop {
             self.plan_dirty();
+            self.tell_limited();
             self.rest();
             let fed = watchdog.as_mut().map(Watchdog::feed);
             let wait = self.next_wake().min(fed.unwrap_or(Duration::MAX));
@@ -259,6 +269,7 @@ impl Engine {
             Message::MemoryShort { available_bytes, threshold_bytes } => {
                 self.evict(available_bytes, threshold_bytes);
             }
+            Message::StorageExceeded { uid, excess } => self.storage_exceeded(&uid, &excess),
             Message::Committed(result) => self.committed(result),
         }
     }

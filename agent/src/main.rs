@@ -18,6 +18,7 @@ mod pressure;
 mod record;
 mod request;
 mod sources;
+mod storage;
 
 use clap::Parser;
 use cli::{Cli, Command};

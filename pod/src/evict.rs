@@ -23,9 +23,14 @@ impl Candidate<'_> {
     }
 }
 
+/// Whether it stays whatever it takes.
+pub fn is_critical(spec: &PodSpec) -> bool {
+    spec.priority >= CRITICAL
+}
+
 /// The index of the pod to evict, if any may be. Pure.
 pub fn choose(candidates: &[Candidate<'_>]) -> Option<usize> {
-    let open = candidates.iter().enumerate().filter(|(_, c)| c.spec.priority < CRITICAL);
+    let open = candidates.iter().enumerate().filter(|(_, c)| !is_critical(c.spec));
     let rank = |c: &Candidate<'_>| {
         let request = c.request_bytes();
         let excess = i128::from(c.memory_bytes) - i128::from(request);

@@ -26,6 +26,7 @@ pub mod observed;
 pub mod payload;
 pub mod plan;
 pub mod spec;
+pub mod storage;
 
 pub use action::{Action, ActionKey, Event, EventType, Plan};
 pub use admission::FieldError;

@@ -50,7 +50,7 @@ pub struct Observed {
     pub in_flight: BTreeSet<ActionKey>,
     /// Anything of this pod left on the board (directories, mounts, lease, cgroup), sandbox or not.
     pub residue: bool,
-    /// Memory is short and this pod is the one to go: the message for its status.
+    /// Memory is short and this pod is the one to go, or it takes more of the disk than it may: the message for its status.
     pub eviction: Option<String>,
     /// The API server says that the pod has failed or succeeded: `status.reason` and its message.
     pub ended_elsewhere: Option<(String, String)>,

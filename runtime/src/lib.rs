@@ -6,6 +6,7 @@
 pub mod board;
 pub mod cgroup;
 pub mod container;
+pub mod disk;
 pub mod doctor;
 pub mod exec;
 pub mod image;
@@ -26,6 +27,7 @@ pub mod shim_client;
 mod shim_process;
 mod sys;
 pub mod terminal;
+mod tree;
 pub mod volume;
 
 pub use shim_process::join_mounts;

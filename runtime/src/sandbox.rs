@@ -136,10 +136,7 @@ pub fn remove(layout: &Layout, uid: &PodUid) -> Result<(), SandboxError> {
 
 /// Removes a directory with everything in it; nothing may be mounted there. Idempotent; blocking.
 pub fn remove_dir(dir: &Path) -> Result<(), SandboxError> {
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", dir)(e)),
-        _ => Ok(()),
-    }
+    crate::tree::remove(dir).map_err(failed("remove", dir))
 }
 
 /// Detaches every mount at or below `dir`, innermost first. Idempotent; blocking.

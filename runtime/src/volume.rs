@@ -122,7 +122,7 @@ pub fn remove_all(layout: &Layout, uid: &PodUid) -> io::Result<()> {
             umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
         }
     }
-    fs::remove_dir_all(&volumes)
+    crate::tree::remove(&volumes)
 }
 
 /// Whether `path` itself is the root of a mount: its device differs from its parent's.

@@ -9,6 +9,8 @@ use crate::spec::{ContainerSpec, PodSpec, RestartPolicy};
 
 /// The kubelet's message for a container that is gone without a trace.
 const LOST: &str = "The container could not be located when the pod was terminated";
+/// `status.reason` of a pod that had to go.
+pub(super) const EVICTED: &str = "Evicted";
 /// The exit code of a container whose program never ran, as containerd gives it.
 const NOT_STARTED_CODE: i32 = 128;
 
@@ -194,8 +196,8 @@ impl Planner<'_> {
         if self.history.failed.is_some() || self.spec.deletion.is_some() || self.finished() {
             return;
         }
-        self.history.failed = Some(("Evicted".into(), message.clone()));
-        self.event(EventType::Warning, "Evicted", message, None);
+        self.history.failed = Some((EVICTED.into(), message.clone()));
+        self.event(EventType::Warning, EVICTED, message, None);
     }
 
     /// A terminal phase is terminal, whoever set it: a controller that gave the node up, an eviction by taint.

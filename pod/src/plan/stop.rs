@@ -1,5 +1,6 @@
 //! The way down: SIGTERM, grace, SIGKILL; then the sandbox; then, if the pod was deleted, everything.
 
+use super::facts::EVICTED;
 use super::{KILL_AGAIN, Planner, Role};
 use crate::ActionKey;
 use crate::action::{Action, EventType};
@@ -9,11 +10,14 @@ use std::time::Duration;
 
 pub(super) const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
+/// The board lacks what the pod takes (kubelet: `immediateEvictionGracePeriodSeconds`).
+const EVICTION_GRACE: Duration = Duration::from_secs(1);
 
 impl Planner<'_> {
     /// `true` once nothing of a deleted pod is left.
     pub(super) fn go_down(&mut self) -> bool {
         let grace = self.spec.deletion.map_or(self.spec.termination_grace, |d| d.grace);
+        let grace = if self.is_evicted() { grace.min(EVICTION_GRACE) } else { grace };
         for (container, role) in self.containers() {
             let name = container.name.as_str();
             self.stop(name, role, grace, &format!("Stopping container {name}"));
@@ -47,6 +51,10 @@ impl Planner<'_> {
             }
         }
         false
+    }
+
+    fn is_evicted(&self) -> bool {
+        self.history.failed.as_ref().is_some_and(|(reason, _)| reason == EVICTED)
     }
 
     /// Begins to stop a running container; a second call may shorten its grace.

@@ -485,8 +485,8 @@ fn remove_at(parent: &OwnedFd, name: &Path) -> io::Result<()> {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
         Err(rustix::io::Errno::ISDIR) => {
             use std::os::fd::AsRawFd;
-            // Through the open parent: the standard library's removal does not follow links below it.
-            std::fs::remove_dir_all(Path::new(&format!("/proc/self/fd/{}", parent.as_raw_fd())).join(name))
+            // Through the open parent: no link below it is followed.
+            crate::tree::remove(&Path::new(&format!("/proc/self/fd/{}", parent.as_raw_fd())).join(name))
         }
         Err(e) => Err(e.into()),
     }
@@ -499,15 +499,7 @@ pub(super) fn sync(root: &Path) -> io::Result<()> {
 
 /// Removes a directory tree; one that is not there is no error.
 pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
-    let removed = if path.is_dir() && !path.is_symlink() {
-        std::fs::remove_dir_all(path)
-    } else {
-        std::fs::remove_file(path)
-    };
-    match removed {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
+    crate::tree::remove(path)
 }
 
 #[cfg(test)]
