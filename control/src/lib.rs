@@ -5,6 +5,7 @@
 //!                                                    └─► kinds (defaults, validation: one table)
 //! ```
 
+pub mod apiservers;
 pub mod auth;
 mod clock;
 pub mod controllers;

@@ -4,6 +4,7 @@ use crate::cli::Serve;
 use crate::config::Config;
 use crate::logging;
 use anyhow::Context;
+use coracle_control::apiservers::Apiservers;
 use coracle_control::auth::tokens::Tokens;
 use coracle_control::auth::{self, Authenticator};
 use coracle_control::controllers;
@@ -73,12 +74,13 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     let enrollment = Enrollment::new(registry.clone(), &pki, longest);
     let _enrolling = Task(tokio::spawn(enroll::run(enrollment.clone())));
     let mut dialer = Dialer::new(pki.kubelet_client.clone());
-    let mut _announcing = None;
-    if matches!(registry.storage(), Storage::Etcd(_)) {
-        let relay = Relay::new(registry.clone(), pki.peer_client.clone(), peer_address);
-        _announcing = Some(Task(tokio::spawn(relay.clone().announce())));
-        dialer = dialer.with_relay(relay);
-    }
+    let apiservers = Apiservers::new(registry.clone(), peer_address, api_address(&config, address));
+    let _announcing = if matches!(registry.storage(), Storage::Etcd(_)) {
+        dialer = dialer.with_relay(Relay::new(apiservers.clone(), pki.peer_client.clone()));
+        Task(tokio::spawn(apiservers.announce()))
+    } else {
+        Task(tokio::spawn(apiservers.publish_alone()))
+    };
     let dialer = Arc::new(dialer);
     let boards = Arc::new(Boards::new(dialer.clone()));
     let controllers = controllers::start(registry.clone(), settings(&config)?, boards.clone());
@@ -119,6 +121,15 @@ fn advertised(config: &Config, address: SocketAddr, with_port: bool) -> String {
         (true, true) => format!("[{host}]:{port}"),
         (true, false) => format!("{host}:{port}"),
     }
+}
+
+/// Where pods reach this one. By a name it is reached from outside; pods get an address.
+fn api_address(config: &Config, address: SocketAddr) -> SocketAddr {
+    let (host, authority) = (advertised(config, address, false), advertised(config, address, true));
+    let own = if address.ip().is_unspecified() { outward() } else { Some(address.ip()) };
+    let ip = host.parse().ok().or(own).unwrap_or(address.ip());
+    let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    SocketAddr::new(ip, port.unwrap_or(address.port()))
 }
 
 /// Where other control planes reach this one.

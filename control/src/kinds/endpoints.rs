@@ -65,6 +65,13 @@ pub(super) fn validate_endpoints(endpoints: &Value, errors: &mut Errors) {
     }
 }
 
+/// Whether an address may be behind a service.
+pub(crate) fn may_be_endpoint(ip: IpAddr) -> bool {
+    let mut errors = Errors::default();
+    validate_ip(ip, "", &Path::new("ip"), &mut errors);
+    errors.is_empty()
+}
+
 /// Addresses that are the node's own, or everybody's.
 fn validate_ip(ip: IpAddr, said: &str, path: &Path, errors: &mut Errors) {
     let link_local = match ip {

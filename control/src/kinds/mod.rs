@@ -15,6 +15,7 @@ mod service;
 mod table;
 mod workloads;
 
+pub(crate) use endpoints::may_be_endpoint;
 pub use table::{COMPUTED, RESOURCES};
 
 use crate::auth::Identity;

@@ -1,6 +1,7 @@
 //! What is behind services, with the real server and kubectl; boards are played.
 
 use crate::control::Control;
+use crate::etcd::EtcdServer;
 use crate::kubectl::Kubectl;
 use crate::scheduling::board;
 use serde_json::{Value, json};
@@ -8,7 +9,16 @@ use std::time::{Duration, Instant};
 
 /// Waits until kubectl's answer is as wanted.
 pub fn until(kubectl: &Kubectl<'_>, arguments: &[&str], so: impl Fn(&str) -> bool) -> String {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    until_within(Duration::from_secs(60), kubectl, arguments, so)
+}
+
+fn until_within(
+    patience: Duration,
+    kubectl: &Kubectl<'_>,
+    arguments: &[&str],
+    so: impl Fn(&str) -> bool,
+) -> String {
+    let deadline = Instant::now() + patience;
     loop {
         let found = kubectl.run(arguments, "").unwrap_or_else(|error| error);
         if so(&found) {
@@ -178,4 +188,87 @@ fn endpoints_of_users_are_shown_as_slices() {
     until(&kubectl, &["get", "endpoints", "db"], |shown| shown.contains("not found"));
     until(&kubectl, &of_db, |shown| !shown.contains("192.0.2."));
     kubectl.ok(&["get", "endpoints", "other"]);
+}
+
+/// A configuration of a control plane that is reached from elsewhere at this address.
+fn advertising(address: &str) -> (tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = dir.path().join("control.toml");
+    std::fs::write(&config, format!("advertise = \"{address}\"\n")).expect("written");
+    (dir, config.to_str().expect("text").to_string())
+}
+
+/// What is read of the Endpoints is read of the slice as well.
+fn both_show(patience: Duration, kubectl: &Kubectl<'_>, addresses: &[&str]) {
+    let endpoints: Vec<String> = addresses.iter().map(|address| format!("{address}:6443")).collect();
+    let shown = ["get", "endpoints", "kubernetes", "--no-headers"];
+    until_within(patience, kubectl, &shown, |shown| {
+        shown.split_whitespace().nth(1) == Some(endpoints.join(",").as_str())
+    });
+    let slice = ["get", "endpointslices", "kubernetes", "--no-headers"];
+    until_within(patience, kubectl, &slice, |shown| {
+        let columns: Vec<_> = shown.split_whitespace().collect();
+        columns[..4] == ["kubernetes", "IPv4", "6443", addresses.join(",").as_str()]
+    });
+}
+
+#[test]
+fn the_api_is_found_behind_its_service() {
+    const SOON: Duration = Duration::from_secs(60);
+    let data = tempfile::tempdir().expect("a directory");
+    let (_first, config) = advertising("192.0.2.1:6443");
+    let serve = |config: &str| Control::start_in(data.path(), &["--config", config]);
+    let alone = serve(&config);
+    both_show(SOON, &Kubectl(&alone), &["192.0.2.1"]);
+    // One slice, ours: nobody mirrors the Endpoints as well.
+    let names = ["get", "endpointslices", "-l", "kubernetes.io/service-name=kubernetes", "-o", "name"];
+    assert_eq!(Kubectl(&alone).ok(&names).trim(), "endpointslice.discovery.k8s.io/kubernetes");
+    let version =
+        ["get", "endpoints", "kubernetes", "-o", "jsonpath={.metadata.resourceVersion} {.metadata.uid}"];
+    let before = Kubectl(&alone).ok(&version);
+    drop(alone);
+    let again = serve(&config);
+    both_show(SOON, &Kubectl(&again), &["192.0.2.1"]);
+    assert_eq!(Kubectl(&again).ok(&version), before, "what is so is not written");
+    drop(again);
+    // It moves, and then it serves nobody but this machine.
+    let (_other, config) = advertising("192.0.2.2:6443");
+    let moved = serve(&config);
+    both_show(SOON, &Kubectl(&moved), &["192.0.2.2"]);
+    drop(moved);
+    let here = Control::start_in(data.path(), &[]);
+    let shown = ["get", "endpoints", "kubernetes", "--no-headers"];
+    until(&Kubectl(&here), &shown, |shown| shown.contains("<none>"));
+    until(&Kubectl(&here), &names, |shown| !shown.contains("endpointslice.discovery.k8s.io/kubernetes"));
+}
+
+#[test]
+fn who_serves_no_more_leaves_the_endpoints_of_the_api() {
+    let etcd = EtcdServer::start();
+    let (_first, one) = advertising("192.0.2.1:6443");
+    let (_second, two) = advertising("192.0.2.2:6443");
+    let mut first = Control::start(&["--config", &one, "--etcd", &etcd.endpoint]);
+    let second = Control::start(&["--config", &two, "--etcd", &etcd.endpoint]);
+    let patience = Duration::from_secs(180);
+    both_show(patience, &Kubectl(&first), &["192.0.2.1", "192.0.2.2"]);
+    let leases = [
+        "get",
+        "leases",
+        "-n",
+        "kube-system",
+        "-l",
+        "apiserver.kubernetes.io/identity=kube-apiserver",
+        "-o",
+        "name",
+    ];
+    assert_eq!(Kubectl(&first).ok(&leases).lines().count(), 2, "one each");
+    first.process.0.kill().expect("it runs");
+    first.process.0.wait().expect("it ends");
+    // Forty seconds, and up to ten until the other looks.
+    both_show(patience, &Kubectl(&second), &["192.0.2.2"]);
+    // One that comes does not bring back who is gone, whose Lease is still there.
+    let (_third, three) = advertising("192.0.2.3:6443");
+    let third = Control::start(&["--config", &three, "--etcd", &etcd.endpoint]);
+    both_show(patience, &Kubectl(&third), &["192.0.2.2", "192.0.2.3"]);
+    assert_eq!(Kubectl(&third).ok(&leases).lines().count(), 3);
 }
