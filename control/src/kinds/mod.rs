@@ -7,6 +7,7 @@ mod autoscaler;
 mod cluster;
 mod config;
 mod endpoints;
+mod gates;
 mod pod;
 mod podspec;
 mod quota;
@@ -16,6 +17,7 @@ mod table;
 mod workloads;
 
 pub(crate) use endpoints::may_be_endpoint;
+pub(crate) use gates::is_gated;
 pub use table::{COMPUTED, RESOURCES};
 
 use crate::auth::Identity;
@@ -104,6 +106,9 @@ pub(crate) fn validate_new(resource: &Resource, object: &Value, errors: &mut Err
     if is(resource, "Pod") && !object::items(object, &["spec", "ephemeralContainers"]).is_empty() {
         let path = Path::new("spec").child("ephemeralContainers");
         errors.forbidden(&path, "cannot be set on create");
+    }
+    if is(resource, "Pod") {
+        gates::validate_new(object, errors);
     }
     if resource.kind == "CronJob" && resource.group == "batch" {
         workloads::validate_new_cron_job(object, errors);

@@ -1,5 +1,6 @@
 //! What is wrong with a pod, alone and in templates (`ValidatePodSpec`, `ValidatePodUpdate`).
 
+use super::gates;
 use crate::object::{at, items, text};
 use crate::registry::Name;
 use coracle_api::field::{Errors, Path};
@@ -19,6 +20,7 @@ pub(super) fn default(pod: &mut Value) {
 pub(super) fn prepare_create(pod: &mut Value) {
     let status = super::podspec::first_status(at(pod, &["spec"]));
     crate::object::fields(pod).insert("status".into(), status);
+    gates::prepare(pod);
 }
 
 pub(super) fn validate(pod: &Value, errors: &mut Errors) {
@@ -73,6 +75,7 @@ pub(super) fn validate_spec(spec: &Value, path: &Path, errors: &mut Errors) {
             errors.invalid(&path.child(key), name, why);
         }
     }
+    gates::validate(spec, path, errors);
     for (index, toleration) in items(spec, &["tolerations"]).iter().enumerate() {
         validate_toleration(toleration, &path.child("tolerations").index(index), errors);
     }
@@ -436,6 +439,7 @@ pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
         for key in ["activeDeadlineSeconds", "tolerations"] {
             crate::object::remove(&mut spec, key);
         }
+        gates::set_aside(&mut spec, gates::is_gated(old));
         // From negative to one second only: what says "at once".
         if at(other, &["spec", "terminationGracePeriodSeconds"]).as_i64().is_some_and(|seconds| seconds < 0) {
             crate::object::remove(&mut spec, "terminationGracePeriodSeconds");
@@ -452,6 +456,7 @@ pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
         let why = "existing toleration can not be modified except its tolerationSeconds";
         errors.forbidden(&path.child("tolerations"), why);
     }
+    gates::validate_update(new, old, errors);
     if comparable(new, old) != comparable(old, old) {
         errors.forbidden(
             &path,

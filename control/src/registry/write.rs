@@ -382,6 +382,9 @@ impl Registry {
                     target.name
                 ));
             }
+            if kinds::is_gated(old) {
+                return conflict(format!("pod {} has non-empty .spec.schedulingGates", target.name));
+            }
             match object::text(old, &["spec", "nodeName"]) {
                 "" => {}
                 other => {

@@ -17,6 +17,7 @@ use crate::controllers::client::{Client, Delete, MANAGER};
 use crate::controllers::events::{Kind, Recorder};
 use crate::controllers::key::Key;
 use crate::controllers::kinds::{BUDGETS, CLAIMS, NAMESPACES, NODES, PODS, STORAGE_CLASSES, VOLUMES};
+use crate::kinds;
 use crate::object::{self, at, items, text};
 use crate::registry::options::WriteOptions;
 use coracle_api::selector::LabelSelector;
@@ -304,7 +305,7 @@ impl Scheduler {
             return;
         }
         let mine = text(&value, &["spec", "schedulerName"]) == NAME;
-        let gated = !items(&value, &["spec", "schedulingGates"]).is_empty();
+        let gated = kinds::is_gated(&value);
         if ended || pod.terminating || !mine || gated {
             self.drop_waiting(key);
             return;

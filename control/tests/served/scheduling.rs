@@ -129,3 +129,53 @@ fn limit_ranges_give_and_refuse() {
         "{refused}"
     );
 }
+
+#[test]
+fn gated_pods_wait_for_whoever_opens_the_gates() {
+    let control = Control::start_patient();
+    let kubectl = Kubectl(&control);
+    let create = ["create", "-f", "-"];
+    kubectl.run(&create, &board("board-1", "4").to_string()).expect("a node");
+    let mut gated: Value = serde_json::from_str(&pod("gated", "100m")).expect("JSON");
+    gated["spec"]["schedulingGates"] = json!([{"name": "example.test/a"}, {"name": "example.test/b"}]);
+    kubectl.run(&create, &gated.to_string()).expect("a pod");
+    let columns = |name: &str| -> Vec<String> {
+        let shown = kubectl.ok(&["get", "pod", name, "--no-headers"]);
+        shown.split_whitespace().map(String::from).collect()
+    };
+    assert_eq!(columns("gated")[1..3], ["0/1", "SchedulingGated"]);
+    let condition = "jsonpath={range .status.conditions[*]}{.type}={.status} {.reason}: {.message}{end}";
+    assert_eq!(
+        kubectl.ok(&["get", "pod", "gated", "-o", condition]),
+        "PodScheduled=False SchedulingGated: Scheduling is blocked due to non-empty scheduling gates"
+    );
+    let patch = |patch: &str| kubectl.run(&["patch", "pod", "gated", "--type=json", "-p", patch], "");
+    let refused = patch(r#"[{"op":"add","path":"/spec/schedulingGates/-","value":{"name":"c"}}]"#);
+    let refused = refused.expect_err("gates do not come");
+    assert!(
+        refused.contains("spec.schedulingGates[2].name: Forbidden: only deletion is allowed, but found new scheduling gate 'c'"),
+        "{refused}"
+    );
+    let binding = json!({
+        "apiVersion": "v1", "kind": "Binding", "metadata": {"name": "gated"},
+        "target": {"kind": "Node", "name": "board-1"},
+    });
+    let bind = ["create", "--raw", "/api/v1/namespaces/default/pods/gated/binding", "-f", "-"];
+    let refused = kubectl.run(&bind, &binding.to_string()).expect_err("a gated pod is given no node");
+    assert!(refused.contains("non-empty .spec.schedulingGates"), "{refused}");
+    // Whoever comes later is placed, so the scheduler has seen the one that waits.
+    patch(r#"[{"op":"remove","path":"/spec/schedulingGates/0"}]"#).expect("one gate less");
+    kubectl.run(&create, &pod("free", "100m")).expect("a pod");
+    let placed = |name: &str| {
+        kubectl.ok(&["wait", "--for=condition=PodScheduled", &format!("pod/{name}"), "--timeout=30s"]);
+        kubectl.ok(&["get", "pod", name, "-o", "jsonpath={.spec.nodeName}"])
+    };
+    assert_eq!(placed("free"), "board-1");
+    assert_eq!(columns("gated")[2], "SchedulingGated");
+    assert_eq!(kubectl.ok(&["get", "pod", "gated", "-o", "jsonpath={.spec.nodeName}"]), "");
+    patch(r#"[{"op":"add","path":"/spec/nodeSelector","value":{"kubernetes.io/hostname":"board-1"}}]"#)
+        .expect("where it may go is narrowed");
+    patch(r#"[{"op":"remove","path":"/spec/schedulingGates"}]"#).expect("the last gate");
+    assert_eq!(placed("gated"), "board-1");
+    assert_eq!(columns("gated")[2], "Pending");
+}
