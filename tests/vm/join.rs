@@ -18,7 +18,8 @@ fn a_board_enrolls_at_its_boot_and_kubectl_drives_it() {
         .expect("told");
     machine
         .sh("apt-get install -y -q --no-install-recommends -o Dpkg::Options::=--force-confold /host/coracle-control.deb \
-             && systemctl is-active coracle-control")
+             && systemctl is-active coracle-control \
+             || { journalctl -b -u coracle-control -n 50 --no-pager; exit 1; }")
         .expect("installed");
     install(&mut machine).expect("installed");
     let exposure = machine
