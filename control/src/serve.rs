@@ -64,7 +64,7 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
         make_administrator(&token_file, &config.data_dir, address, &pki)?;
     }
     let tokens = Tokens::open(&config.data_dir.join("pki/sa.key"))?;
-    let authenticator = Authenticator::from_token_file(&token_file, tokens)?;
+    let authenticator = Authenticator::from_token_file(&token_file, tokens.clone())?;
     let registry = Registry::new(storage, services, pki.ca.clone());
     registry.bootstrap(address.port()).await?;
     let _authorization = auth::start(&registry).await?;
@@ -83,7 +83,7 @@ async fn run(config: Config, embedded: Option<Embedded>) -> anyhow::Result<()> {
     };
     let dialer = Arc::new(dialer);
     let boards = Arc::new(Boards::new(dialer.clone()));
-    let controllers = controllers::start(registry.clone(), settings(&config)?, boards.clone());
+    let controllers = controllers::start(registry.clone(), settings(&config)?, boards.clone(), tokens);
     let context = http::Context::new(registry, authenticator, (dialer, boards), enrollment);
     let context = Arc::new(context.with_controllers(controllers));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

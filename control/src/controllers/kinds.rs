@@ -30,6 +30,8 @@ kinds! {
     VOLUMES = "" / "v1" / "persistentvolumes";
     PODS = "" / "v1" / "pods";
     QUOTAS = "" / "v1" / "resourcequotas";
+    SECRETS = "" / "v1" / "secrets";
+    ACCOUNTS = "" / "v1" / "serviceaccounts";
     SERVICES = "" / "v1" / "services";
     REPLICATION_CONTROLLERS = "" / "v1" / "replicationcontrollers";
     CONTROLLER_REVISIONS = "apps" / "v1" / "controllerrevisions";

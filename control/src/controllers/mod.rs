@@ -41,10 +41,12 @@ mod retries;
 mod simulator;
 mod stateful_set;
 mod taint_eviction;
+mod token_secrets;
 mod ttl;
 
 pub use pod_cidr::ClusterCidr;
 
+use crate::auth::tokens::Tokens;
 use crate::registry::Registry;
 use crate::scheduler;
 use crate::usage::Boards;
@@ -120,25 +122,33 @@ impl Controllers {
     }
 }
 
-/// Starts the controllers; with a shared storage they wait for the lead.
-pub fn start(registry: Registry, settings: Settings, boards: Arc<Boards>) -> Controllers {
+/// Starts the controllers; with a shared storage they wait for the lead. `tokens` signs those of service accounts.
+pub fn start(registry: Registry, settings: Settings, boards: Arc<Boards>, tokens: Tokens) -> Controllers {
     let status = Arc::new(Status::default());
     let mut tasks = JoinSet::new();
     let told = status.clone();
     tasks.spawn(async move {
-        let begin = || term(registry.clone(), settings.clone(), boards.clone(), told.clone());
+        let begin = || term(registry.clone(), settings.clone(), boards.clone(), tokens.clone(), told.clone());
         leader::lead(registry.clone(), begin).await;
     });
     Controllers { status, _tasks: tasks }
 }
 
 /// One term as the leader: everything, until it is dropped.
-async fn term(registry: Registry, settings: Settings, boards: Arc<Boards>, status: Arc<Status>) {
+async fn term(
+    registry: Registry,
+    settings: Settings,
+    boards: Arc<Boards>,
+    tokens: Tokens,
+    status: Arc<Status>,
+) {
     let cache = Arc::new(Cache::new(registry.clone()));
     let client = Client::new(registry.clone(), cache.clone());
     let (recorder, writes) = events::recorder(registry.clone());
     let mut parts = Parts { cache: cache.clone(), prepared: Vec::new() };
     controllers(&client, &recorder, &settings, &boards, &mut parts);
+    // Upstream's controller of these has no account of its own either: it comes before all accounts.
+    parts.add(token_secrets::TokenSecrets::new(client.named("system:kube-controller-manager"), tokens));
     let (scheduler_listener, scheduler) =
         scheduler::run::prepare(&client, recorder.named("default-scheduler"));
     let mut listeners: Vec<Listener> = vec![scheduler_listener];

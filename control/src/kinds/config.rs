@@ -1,6 +1,7 @@
 //! ConfigMaps and secrets.
 
 use super::pod::immutable;
+use crate::auth::tokens::{ACCOUNT_NAME, SECRET_TYPE};
 use crate::object::{self, at, fields, text};
 use coracle_api::field::{Errors, Path, Problem};
 use serde_json::Value;
@@ -66,6 +67,11 @@ pub(super) fn validate_secret(secret: &Value, errors: &mut Errors) {
         "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
         _ => &[],
     };
+    if text(secret, &["type"]) == SECRET_TYPE
+        && text(secret, &["metadata", "annotations", ACCOUNT_NAME]).is_empty()
+    {
+        errors.required(&Path::new("metadata").child("annotations").key(ACCOUNT_NAME), "");
+    }
     for key in required {
         if !at(secret, &["data", key]).is_string() {
             errors.required(&Path::new("data").key(key), "");

@@ -1,6 +1,8 @@
 //! Service accounts and their tokens.
 
 use crate::control::{Client, Control};
+use crate::endpoints::until;
+use crate::kubectl::Kubectl;
 use serde_json::{Value, json};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -245,4 +247,125 @@ async fn pods_run_as_the_account_that_they_name_with_what_it_brings() {
     let (code, refused) = make("d", json!({"serviceAccountName": "none"})).await;
     let why = "pods \"d\" is forbidden: error looking up service account default/none: serviceaccount \"none\" not found";
     assert_eq!((code, &refused["message"]), (403, &json!(why)));
+}
+
+/// A secret for a token of an account, and what it holds when it is filled.
+async fn filled(control: &Control, name: &str, account: &str) -> Value {
+    let mut admin = control.connect().await;
+    let secret = json!({
+        "metadata": {"name": name, "annotations": {"kubernetes.io/service-account.name": account}},
+        "type": "kubernetes.io/service-account-token",
+    });
+    let (code, made) = admin.json("POST", SECRETS, Some(&secret)).await;
+    assert_eq!(code, 201, "{made}");
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        let found = admin.json("GET", &format!("{SECRETS}/{name}"), None).await.1;
+        if found["data"]["token"].is_string() {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{found}");
+        tokio::task::yield_now().await;
+    }
+}
+
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+
+fn held(secret: &Value, key: &str) -> String {
+    use base64::Engine;
+    let encoded = secret["data"][key].as_str().expect("it is there");
+    let bytes = base64::engine::general_purpose::STANDARD.decode(encoded).expect("base64");
+    String::from_utf8(bytes).expect("text")
+}
+
+#[tokio::test]
+async fn a_secret_gets_a_token_that_lives_as_long_as_it_and_its_account() {
+    let control = Control::start(&[]);
+    let mut admin = control.connect().await;
+    let robot = admin.json("POST", ACCOUNTS, Some(&json!({"metadata": {"name": "robot"}}))).await.1;
+    let secret = filled(&control, "robot-token", "robot").await;
+    assert_eq!(
+        secret["metadata"]["annotations"]["kubernetes.io/service-account.uid"],
+        robot["metadata"]["uid"]
+    );
+    assert_eq!(held(&secret, "namespace"), "default");
+    assert_eq!(held(&secret, "ca.crt"), std::fs::read_to_string(control.ca()).expect("the authority"));
+    let token = held(&secret, "token");
+    let (code, info) = who(&control, &token).await;
+    assert_eq!((code, &info["username"]), (201, &json!("system:serviceaccount:default:robot")), "{info}");
+    assert_eq!(info["uid"], robot["metadata"]["uid"]);
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:default", "system:authenticated"];
+    assert_eq!(info["groups"], json!(groups));
+    // kubectl shows it as the secret of this type.
+    let described = Kubectl(&control).ok(&["describe", "secret", "robot-token"]);
+    assert!(described.contains("kubernetes.io/service-account-token") && described.contains("ca.crt:"));
+
+    // It is for the API, and for nobody else.
+    let review = |token: &str, audiences: Value| json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token, "audiences": audiences}});
+    const REVIEWS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
+    let asked = admin.json("POST", REVIEWS, Some(&review(&token, json!(["vault"])))).await.1;
+    assert_ne!(asked["status"]["authenticated"], json!(true), "{asked}");
+    let asked = admin.json("POST", REVIEWS, Some(&review(&token, json!([])))).await.1;
+    assert_eq!(asked["status"]["authenticated"], json!(true), "{asked}");
+
+    // Copied into another secret it is nothing, and neither is one that the secret holds no more.
+    let path = format!("{SECRETS}/robot-token");
+    let label =
+        |value: Value| json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": value}}});
+    assert_eq!(admin.json("PATCH", &path, Some(&label(json!("2026-01-01")))).await.0, 200);
+    assert_eq!(who(&control, &token).await.0, 401, "taken back");
+    assert_eq!(admin.json("PATCH", &path, Some(&label(Value::Null))).await.0, 200);
+    assert_eq!(who(&control, &token).await.0, 201);
+    let other = json!({"data": {"token": "AAAA"}});
+    assert_eq!(admin.json("PATCH", &path, Some(&other)).await.0, 200);
+    assert_eq!(who(&control, &token).await.0, 401, "the secret holds another");
+    assert_eq!(admin.json("PATCH", &path, Some(&json!({"data": {"token": null}}))).await.0, 200);
+    until(&Kubectl(&control), &["get", "secret", "robot-token", "-o", "jsonpath={.data.token}"], |found| {
+        found.len() > 4
+    });
+    let again = admin.json("GET", &path, None).await.1;
+    let token = held(&again, "token");
+    assert_eq!(who(&control, &token).await.0, 201, "filled again");
+
+    // The secret goes, and another of its name is not it.
+    assert_eq!(admin.json("DELETE", &path, None).await.0, 200);
+    assert_eq!(who(&control, &token).await.0, 401, "the secret is gone");
+    let second = filled(&control, "robot-token", "robot").await;
+    let token = held(&second, "token");
+    assert_eq!(who(&control, &token).await.0, 201);
+
+    // The account goes, and its secrets with it; one of the same name is another.
+    assert_eq!(admin.json("DELETE", &format!("{ACCOUNTS}/robot"), None).await.0, 200);
+    assert_eq!(who(&control, &token).await.0, 401, "the account is gone");
+    admin.until(404, "GET", &path, None).await;
+    assert_eq!(admin.json("POST", ACCOUNTS, Some(&json!({"metadata": {"name": "robot"}}))).await.0, 201);
+    let mut stolen = second.clone();
+    for key in ["uid", "resourceVersion", "creationTimestamp", "managedFields"] {
+        stolen["metadata"].as_object_mut().expect("metadata").remove(key);
+    }
+    assert_eq!(admin.json("POST", SECRETS, Some(&stolen)).await.0, 201);
+    assert_eq!(who(&control, &token).await.0, 401, "of an account that was");
+    admin.until(404, "GET", &path, None).await;
+}
+
+#[tokio::test]
+async fn a_secret_of_nobody_is_deleted_and_one_without_a_name_refused() {
+    let control = Control::start(&[]);
+    let mut admin = control.connect().await;
+    let secret = |annotations: Value| json!({"metadata": {"name": "t", "annotations": annotations}, "type": "kubernetes.io/service-account-token"});
+    let (code, answer) = admin.json("POST", SECRETS, Some(&secret(json!({})))).await;
+    assert_eq!(code, 422, "{answer}");
+    assert_eq!(
+        answer["message"],
+        "Secret \"t\" is invalid: metadata.annotations[kubernetes.io/service-account.name]: Required value"
+    );
+    let of_nobody = secret(json!({"kubernetes.io/service-account.name": "nobody"}));
+    assert_eq!(admin.json("POST", SECRETS, Some(&of_nobody)).await.0, 201);
+    admin.until(404, "GET", &format!("{SECRETS}/t"), None).await;
+    let another = secret(json!({
+        "kubernetes.io/service-account.name": "default",
+        "kubernetes.io/service-account.uid": "another",
+    }));
+    assert_eq!(admin.json("POST", SECRETS, Some(&another)).await.0, 201);
+    admin.until(404, "GET", &format!("{SECRETS}/t"), None).await;
 }

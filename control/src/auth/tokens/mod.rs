@@ -7,9 +7,11 @@
 //! Invariants: a token is believed for as long as what it is bound to is there, and no longer; what is remembered is only that
 //! a signature was good. Control planes that share an etcd share the key.
 
+mod legacy;
 mod provider;
 mod request;
 
+pub(crate) use legacy::{ACCOUNT_NAME, ACCOUNT_UID, SECRET_TYPE};
 pub use request::request;
 
 use super::Identity;
@@ -188,6 +190,9 @@ impl Tokens {
         token: &str,
         audiences: &[String],
     ) -> Result<(Identity, Vec<String>), StatusError> {
+        if legacy::claims_to_be(token) {
+            return self.identify_legacy(registry, token, audiences).await;
+        }
         let claims = self.claims(token, audiences).ok_or_else(StatusError::unauthorized)?;
         let bound = &claims.bound;
         let namespace = bound.namespace.as_str();
