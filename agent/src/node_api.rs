@@ -26,7 +26,7 @@ mod streams;
 use crate::engine::Message;
 use crate::request::{Change, Refusal, Request};
 use bytes::Bytes;
-use coracle_api::manifest;
+use coracle_api::{manifest, percent};
 use coracle_pod::objects::ObjectKind;
 use coracle_runtime::board::Board;
 use futures_util::StreamExt;
@@ -237,11 +237,10 @@ fn not_found() -> Refusal {
 
 /// The components of a path, percent-decoded each: a name that holds a slash stays one name, which nothing has.
 fn decoded(path: &str) -> Result<Vec<String>, Refusal> {
+    // As the control plane reads it, which has judged it.
     let decode = |part: &str| {
-        // `+` is a blank in a query only.
-        let form = format!("{}=", part.replace('+', "%2B"));
-        let name = form_urlencoded::parse(form.as_bytes()).next().map(|(name, _)| name.into_owned());
-        name.ok_or_else(|| Refusal::bad_request(format!("malformed path component {part:?}")))
+        percent::decoded(part)
+            .ok_or_else(|| Refusal::bad_request(format!("malformed path component {part:?}")))
     };
     path.split('/').filter(|part| !part.is_empty()).map(decode).collect()
 }

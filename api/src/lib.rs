@@ -6,10 +6,12 @@
 pub mod apply;
 pub mod decode;
 pub mod field;
+pub mod kubelet;
 pub mod manifest;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod percent;
 pub mod protobuf;
 pub mod quantity;
 pub mod schema;

@@ -13,7 +13,6 @@ pub mod enroll;
 pub mod http;
 pub mod kinds;
 pub mod object;
-mod percent;
 pub mod pki;
 pub mod quota;
 pub mod registry;

@@ -110,8 +110,9 @@ async fn talk(
     let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
         let (context, caller, reviewer) = (context.clone(), caller.clone(), reviewer.clone());
         async move {
-            let answered = match reviewer.review(&caller, request.method(), request.uri().path()).await {
-                Ok(()) => route(&context, Door::Cluster, request).await,
+            let (head, body) = request.into_parts();
+            let answered = match reviewer.review(&caller, &head).await {
+                Ok(()) => route(&context, Door::Cluster, hyper::Request::from_parts(head, body)).await,
                 Err(refusal) => Err(refusal),
             };
             Ok::<_, Infallible>(answered.unwrap_or_else(|refusal: Refusal| refused_as_kubelet(&refusal)))

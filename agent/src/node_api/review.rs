@@ -3,7 +3,10 @@
 use super::port::Caller;
 use crate::cluster::client::Client;
 use crate::request::Refusal;
+use coracle_api::kubelet;
 use hyper::Method;
+use hyper::header::UPGRADE;
+use hyper::http::request::Parts;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec, SubjectAccessReviewStatus,
 };
@@ -34,8 +37,8 @@ impl Reviewer {
 
     /// # Errors
     /// 403, in the kubelet's words; 500 while the API server does not say.
-    pub(super) async fn review(&self, caller: &Caller, method: &Method, path: &str) -> Result<(), Refusal> {
-        let (verb, subresource) = (verb(method), subresource(path));
+    pub(super) async fn review(&self, caller: &Caller, request: &Parts) -> Result<(), Refusal> {
+        let (verb, subresource) = attributes(request);
         let question = (caller.clone(), verb, subresource);
         let known = self.answers().get(&question).copied();
         let allowed = match known {
@@ -97,6 +100,15 @@ impl Reviewer {
     }
 }
 
+/// Verb and subresource of nodes. What enters a pod is `create`, whatever its method.
+fn attributes(request: &Parts) -> (&'static str, &'static str) {
+    let path = request.uri.path();
+    match kubelet::enters(path, request.headers.contains_key(UPGRADE)) {
+        true => ("create", "proxy"),
+        false => (verb(&request.method), subresource(path)),
+    }
+}
+
 /// The API's verb for a method.
 fn verb(method: &Method) -> &'static str {
     match *method {
@@ -133,5 +145,24 @@ mod tests {
         check("/exec/a/b/c", "proxy");
         check("/", "proxy");
         assert_eq!((verb(&Method::GET), verb(&Method::POST)), ("get", "create"));
+    }
+
+    #[test]
+    fn who_looks_on_enters_no_pod() {
+        let check = |method: Method, path: &str, upgrade: bool, expected: (&str, &str)| {
+            let mut request = hyper::Request::new(());
+            *request.method_mut() = method;
+            *request.uri_mut() = path.parse().expect("a path");
+            if upgrade {
+                request.headers_mut().insert(UPGRADE, hyper::header::HeaderValue::from_static("websocket"));
+            }
+            assert_eq!(attributes(&request.into_parts().0), expected, "{path}");
+        };
+        check(Method::GET, "/containerLogs/d/p/c", false, ("get", "proxy"));
+        check(Method::GET, "/metrics", false, ("get", "metrics"));
+        check(Method::GET, "/exec/d/p/c?command=id", true, ("create", "proxy"));
+        check(Method::GET, "/%65xec/d/p/c", false, ("create", "proxy"));
+        check(Method::GET, "/metrics", true, ("create", "proxy"));
+        check(Method::GET, "/coracle/v1/connect/d/p/80", true, ("create", "proxy"));
     }
 }

@@ -3,7 +3,7 @@
 use super::attributes::Attributes;
 use super::authz::Authorizer;
 use super::identity::{ANONYMOUS, AUTHENTICATED, Identity, UNAUTHENTICATED};
-use crate::percent;
+use coracle_api::percent;
 use coracle_api::status::{GroupResource, StatusError};
 use hyper::HeaderMap;
 

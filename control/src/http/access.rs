@@ -9,7 +9,7 @@ use coracle_api::status::StatusError;
 /// What is done by a GET, and is no reading.
 const ENTERED: &[&str] = &["exec", "attach", "portforward"];
 
-/// Lets a request on objects go on.
+/// Lets a request on objects go on; `enters` when it is a proxied one that enters a pod.
 ///
 /// # Errors
 /// 403.
@@ -19,6 +19,7 @@ pub(super) fn admit(
     verb: &str,
     of: &ResourcePath,
     query: &Query,
+    enters: bool,
 ) -> Result<(), StatusError> {
     let many = matches!(verb, "list" | "watch" | "deletecollection");
     // A selector that cannot be read grants nothing, and is told of later.
@@ -42,6 +43,10 @@ pub(super) fn admit(
     authorizer.authorize(who, &asked(verb))?;
     // A WebSocket begins with a GET; whoever only reads pods must not enter them.
     if verb == "get" && of.plural == "pods" && ENTERED.contains(&of.subresource.as_str()) {
+        authorizer.authorize(who, &asked("create"))?;
+    }
+    // Nor must whoever only looks at nodes enter the pods there (see `coracle_api::kubelet`).
+    if enters && verb != "create" {
         authorizer.authorize(who, &asked("create"))?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What a request's path and method ask for (`RequestInfo`).
 
-use crate::percent;
 use crate::registry::options::Query;
+use coracle_api::percent;
 use hyper::Method;
 
 /// What a path names.

@@ -167,7 +167,7 @@ async fn handle(
     }
     let verb = verb(&head.method, &of, &query).ok_or_else(|| StatusError::generic(405, ""))?;
     *counted = verb;
-    access::admit(authorizer, &identity, verb, &of, &query)?;
+    access::admit(authorizer, &identity, verb, &of, &query, streams::enters(&of, path, &head.headers))?;
     if !discovery::is_served(&of.group, &of.version) {
         // Before it sends what nobody can patch, such as a review, kubectl asks for definitions of kinds. There are none.
         if verb == "list" && (&*of.group, &*of.version, &*of.plural) == DEFINITIONS {

@@ -175,3 +175,67 @@ fn connections_beyond_the_limit_of_files_end_nobody() {
         runtime.block_on(async { tokio::time::timeout(within, ready).await.expect("it serves again") });
     assert_eq!(code, 200);
 }
+
+/// Monitoring reads what nodes say of themselves. Upstream lets it run what it likes in their pods: an upgrade is a GET.
+#[tokio::test]
+async fn who_looks_at_nodes_does_not_enter_their_pods() {
+    let control = Control::start(&[]);
+    let all = json!(["get", "update", "patch", "delete"]);
+    role(&control, "looks", json!([{"apiGroups": [""], "resources": ["nodes/proxy"], "verbs": all}])).await;
+    role(
+        &control,
+        "enters",
+        json!([{"apiGroups": [""], "resources": ["nodes/proxy"], "verbs": ["get", "create"]}]),
+    )
+    .await;
+    bind(&control, "", "looks", "mallory").await;
+    bind(&control, "", "enters", "operator").await;
+    let node = json!({"metadata": {"name": "board"}});
+    assert_eq!(control.connect().await.json("POST", "/api/v1/nodes", Some(&node)).await.0, 201);
+    let proxy = "/api/v1/nodes/board/proxy";
+    let mut mallory = control.connect().await.act_as("mallory", &[]);
+    let mut operator = control.connect().await.act_as("operator", &[]);
+    // Allowed: then the board is dialled, which is not there.
+    for path in ["healthz", "pods", "metrics", "containerLogs/default/p/c"] {
+        let answer = mallory.until(500, "GET", &format!("{proxy}/{path}"), None).await;
+        assert!(answer["message"].as_str().is_some_and(|text| text.contains("dialing backend")), "{answer}");
+    }
+    operator.until(500, "GET", &format!("{proxy}/exec/default/p/c?command=id"), None).await;
+    let entering = [
+        "/exec/default/p/c?command=id&input=1&output=1&tty=1",
+        "/attach/default/p/c",
+        "/portForward/default/p",
+        "/run/default/p/c",
+        "/cri/exec/token",
+        "/coracle/v1/connect/default/p/80",
+        "//exec/default/p/c",
+        "/%65xec/default/p/c",
+        "/%2Fexec/default/p/c",
+        "/./exec/default/p/c",
+        "/pods/../exec/default/p/c",
+        "/pods/%2e%2e/exec/default/p/c",
+        "/exec%zz/default/p/c",
+    ];
+    for path in entering {
+        for method in ["GET", "HEAD", "PUT", "PATCH", "DELETE", "POST"] {
+            let (code, answer) = mallory.json(method, &format!("{proxy}{path}"), None).await;
+            // The path that is no text is refused before anybody is asked.
+            let expected = if path.contains("%zz") { 404 } else { 403 };
+            assert_eq!(code, expected, "{method} {path}: {answer}");
+            if method == "GET" && expected == 403 {
+                let message = answer["message"].as_str().unwrap_or_default();
+                assert!(message.contains("cannot create resource \"nodes/proxy\""), "{path}: {message}");
+            }
+        }
+    }
+    // By whichever path: nothing that looks on is an upgrade.
+    for protocol in ["websocket", "SPDY/3.1", "tcp"] {
+        let mut upgrading = control.connect().await.act_as("mallory", &[]);
+        upgrading.headers.push(("connection", "Upgrade".into()));
+        upgrading.headers.push(("upgrade", protocol.into()));
+        for path in ["/healthz", "/exec&x/default/p/c", "/exec=/default/p/c", "/"] {
+            let (code, answer) = upgrading.json("GET", &format!("{proxy}{path}"), None).await;
+            assert_eq!(code, 403, "{protocol} {path}: {answer}");
+        }
+    }
+}

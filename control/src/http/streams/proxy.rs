@@ -77,7 +77,7 @@ pub(super) async fn serve(asked: Asked) -> Result<Response, StatusError> {
 }
 
 /// The path up to `/proxy`, and what is behind it, as it came.
-fn split(path: &str) -> (&str, &str) {
+pub(super) fn split(path: &str) -> (&str, &str) {
     let cluster =
         path.trim_start_matches('/').split('/').filter(|part| !part.is_empty()).nth(2) != Some("namespaces");
     // `api v1 nodes NAME proxy`, `api v1 namespaces NS pods NAME proxy`.

@@ -1,7 +1,7 @@
 //! `%2F` in paths and header names.
 
 /// Without its escapes; `None` for one that is broken, or for what is no UTF-8.
-pub(crate) fn decoded(text: &str) -> Option<String> {
+pub fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((byte, tail)) = rest.split_first() {
