@@ -188,7 +188,7 @@ async fn handle(
             return Err(StatusError::generic(405, ""));
         }
         let request = Request::from_parts(head, body);
-        let asked = streams::Asked { context: context.clone(), of, query, request };
+        let asked = streams::Asked { context: context.clone(), who: identity, of, query, request };
         return streams::serve(asked).await.map(Answer::Stream);
     }
     let asked = Asked { context: context.clone(), who: identity, of, verb, query, headers: head.headers };

@@ -32,6 +32,9 @@ pub enum TunnelError {
     /// Nothing more is opened.
     #[error("{} streams to the node are open", coracle_api::tunnel::STREAMS_MAX)]
     Full,
+    /// Nothing more is opened for this user.
+    #[error("{} of your streams to the node are open", super::link::STREAMS_OF_USER_MAX)]
+    FullForUser,
     /// It closed its tunnel.
     #[error("the node's tunnel has ended")]
     Ended,
@@ -92,20 +95,20 @@ impl Dialer {
         Dialer { relay: Some(relay), ..self }
     }
 
-    /// A connection to the kubelet API of a `v1.Node`.
+    /// A connection to the kubelet API of a `v1.Node`, for a user; for the control plane itself if `user` is empty.
     ///
     /// # Errors
     /// It is not reached.
-    pub async fn dial(&self, node: &Value) -> Result<Box<dyn Io>, TunnelError> {
-        if let Some(opened) = self.tunnels.stream(object::name(node)).await {
+    pub async fn dial(&self, node: &Value, user: &str) -> Result<Box<dyn Io>, TunnelError> {
+        if let Some(opened) = self.tunnels.stream(object::name(node), user).await {
             return opened;
         }
         let mut elsewhere = TunnelError::NoAddress;
         if let Some(relay) = &self.relay {
-            match relay.dial(object::name(node)).await {
+            match relay.dial(object::name(node), user).await {
                 Ok(Some(io)) => return Ok(io),
                 Ok(None) => {}
-                Err(error @ TunnelError::Full) => return Err(error),
+                Err(error @ (TunnelError::Full | TunnelError::FullForUser)) => return Err(error),
                 // Its address may lead there still.
                 Err(error) => elsewhere = error,
             }

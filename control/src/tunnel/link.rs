@@ -5,10 +5,11 @@ use coracle_api::tunnel::{PING, PONG, STREAMS_MAX, WINDOW_BYTES_MAX};
 use futures_util::future::poll_fn;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
+use std::collections::HashMap;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -16,6 +17,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Connection, ConnectionError, Mode};
 
+/// Of [`STREAMS_MAX`], those that one user may have: the rest is for others.
+pub(super) const STREAMS_OF_USER_MAX: usize = STREAMS_MAX / 2;
 /// Those who wait for a stream to be opened.
 const WAITING_MAX: usize = STREAMS_MAX;
 
@@ -29,6 +32,46 @@ pub(super) struct Link {
     pub id: u64,
     requests: mpsc::Sender<Opened>,
     slots: Arc<Semaphore>,
+    users: Arc<Users>,
+}
+
+/// Streams that are open, by the user they are for.
+#[derive(Debug, Default)]
+struct Users(Mutex<HashMap<String, usize>>);
+
+impl Users {
+    /// A place for one more; `None` when the user has half of all.
+    fn place(self: &Arc<Users>, user: &str) -> Option<Place> {
+        let mut counts = self.counts();
+        let count = counts.entry(user.to_string()).or_default();
+        (*count < STREAMS_OF_USER_MAX).then(|| {
+            *count += 1;
+            Place { users: self.clone(), user: user.to_string() }
+        })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Held by a stream.
+#[derive(Debug)]
+struct Place {
+    users: Arc<Users>,
+    user: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.users.counts();
+        if let Some(count) = counts.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.user);
+            }
+        }
+    }
 }
 
 /// What makes the tunnel go.
@@ -50,18 +93,23 @@ pub(super) fn open<T: Io + 'static>(io: T) -> (Link, Driver<T>) {
     let (send, requests) = mpsc::channel(WAITING_MAX);
     let driver = Driver { connection, requests, link: send.downgrade() };
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    (Link { id, requests: send, slots: Arc::new(Semaphore::new(STREAMS_MAX)) }, driver)
+    let slots = Arc::new(Semaphore::new(STREAMS_MAX));
+    (Link { id, requests: send, slots, users: Arc::default() }, driver)
 }
 
 impl Link {
-    /// A new stream.
+    /// A new stream for a user; for the control plane itself if `user` is empty.
     ///
     /// # Errors
-    /// Too many are open, or the tunnel has ended.
-    pub(super) async fn stream(&self) -> Result<Stream, TunnelError> {
+    /// Too many are open, of this user or of all, or the tunnel has ended.
+    pub(super) async fn stream(&self, user: &str) -> Result<Stream, TunnelError> {
+        let place = match user {
+            "" => None,
+            user => Some(self.users.place(user).ok_or(TunnelError::FullForUser)?),
+        };
         let slot = self.slots.clone().try_acquire_owned().map_err(|_| TunnelError::Full)?;
         let stream = opened(&self.requests).await?;
-        Ok(Stream { stream, _slot: slot })
+        Ok(Stream { stream, _slot: slot, _place: place })
     }
 }
 
@@ -163,6 +211,7 @@ async fn ping(link: &mpsc::Sender<Opened>) -> Result<(), TunnelError> {
 pub(super) struct Stream {
     stream: Compat<yamux::Stream>,
     _slot: OwnedSemaphorePermit,
+    _place: Option<Place>,
 }
 
 impl AsyncRead for Stream {

@@ -7,7 +7,7 @@
 //! ```
 //! Each way ends in a byte pipe to the same HTTP/1.1 server on the board. A newer tunnel of a board replaces the older one:
 //! a board behind a NAT that forgot a connection knows so before we do. Streams of one board are bounded
-//! ([`coracle_api::tunnel::STREAMS_MAX`]); a tunnel whose board does not answer in time is closed.
+//! ([`coracle_api::tunnel::STREAMS_MAX`]), and no user has more than half of them, whichever control plane is asked; a tunnel whose board does not answer in time is closed.
 
 mod dial;
 mod link;
@@ -15,7 +15,7 @@ mod relay;
 
 pub use dial::{Dialer, Io, TunnelError};
 use link::Link;
-pub use relay::{PROTOCOL as RELAY_PROTOCOL, Relay};
+pub use relay::{PROTOCOL as RELAY_PROTOCOL, Relay, USER as RELAY_USER};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -49,13 +49,13 @@ impl Tunnels {
         self.links().contains_key(node)
     }
 
-    /// A stream to the board; `None` if it is not connected here.
+    /// A stream to the board for a user, or for the control plane itself; `None` if it is not connected here.
     ///
     /// # Errors
     /// Too many are open, or the tunnel has ended.
-    pub async fn stream(&self, node: &str) -> Option<Result<Box<dyn Io>, TunnelError>> {
+    pub async fn stream(&self, node: &str, user: &str) -> Option<Result<Box<dyn Io>, TunnelError>> {
         let link = self.link(node)?;
-        let opened = tokio::time::timeout(dial::CONNECT, link.stream()).await;
+        let opened = tokio::time::timeout(dial::CONNECT, link.stream(user)).await;
         let opened = opened.unwrap_or(Err(TunnelError::Silent(dial::CONNECT)));
         Some(opened.map(|stream| Box::new(stream) as Box<dyn Io>))
     }

@@ -32,6 +32,8 @@ use tokio_rustls::TlsConnector;
 
 /// Of the `Upgrade` header; what follows the 101 is a connection to the kubelet's API of the board.
 pub const PROTOCOL: &str = "coracle-relay.v1";
+/// Of the query: whom the stream is for, who is counted where the tunnel is.
+pub const USER: &str = "user";
 /// Boards of which it is remembered where they were.
 const REMEMBERED_MAX: usize = 4096;
 /// Of a refusal.
@@ -59,10 +61,10 @@ impl Relay {
     ///
     /// # Errors
     /// It may be, but who has it was not reached.
-    pub(super) async fn dial(&self, node: &str) -> Result<Option<Box<dyn Io>>, TunnelError> {
+    pub(super) async fn dial(&self, node: &str, user: &str) -> Result<Option<Box<dyn Io>>, TunnelError> {
         let remembered = self.0.boards().get(node).copied();
         if let Some(peer) = remembered {
-            match self.ask(peer, node).await {
+            match self.ask(peer, node, user).await {
                 Err(TunnelError::Peer { .. }) | Ok(None) => {
                     self.0.boards().remove(node);
                 }
@@ -71,8 +73,8 @@ impl Relay {
         }
         let mut asked = JoinSet::new();
         for peer in self.0.apiservers.peers().await.map_err(TunnelError::Peers)? {
-            let (relay, node) = (self.clone(), node.to_string());
-            asked.spawn(async move { (peer, relay.ask(peer, &node).await) });
+            let (relay, node, user) = (self.clone(), node.to_string(), user.to_string());
+            asked.spawn(async move { (peer, relay.ask(peer, &node, &user).await) });
         }
         let mut failed = None;
         while let Some(answer) = asked.join_next().await {
@@ -85,7 +87,7 @@ impl Relay {
                     return Ok(Some(io));
                 }
                 Ok((_, Ok(None))) => {}
-                Ok((_, Err(error @ TunnelError::Full))) => return Err(error),
+                Ok((_, Err(error @ (TunnelError::Full | TunnelError::FullForUser)))) => return Err(error),
                 Ok((_, Err(error))) => failed = Some(error),
                 Err(error) => tracing::error!(%error, "asking another control plane failed"),
             }
@@ -94,13 +96,19 @@ impl Relay {
     }
 
     /// Asks one.
-    async fn ask(&self, peer: SocketAddr, node: &str) -> Result<Option<Box<dyn Io>>, TunnelError> {
+    async fn ask(
+        &self,
+        peer: SocketAddr,
+        node: &str,
+        user: &str,
+    ) -> Result<Option<Box<dyn Io>>, TunnelError> {
         let failed = |why: String| TunnelError::Peer { peer: peer.to_string(), why };
-        let asked = tokio::time::timeout(CONNECT, stream(peer, self.0.tls.clone(), node)).await;
+        let asked = tokio::time::timeout(CONNECT, stream(peer, self.0.tls.clone(), (node, user))).await;
         match asked.map_err(|_| failed(format!("no answer within {} s", CONNECT.as_secs())))? {
             Ok(answer) => Ok(Some(answer)),
             Err(Refusal::NotThere) => Ok(None),
             Err(Refusal::Full) => Err(TunnelError::Full),
+            Err(Refusal::FullForUser) => Err(TunnelError::FullForUser),
             Err(Refusal::Other(why)) => Err(failed(why)),
         }
     }
@@ -112,6 +120,8 @@ enum Refusal {
     NotThere,
     /// It is, and takes no more.
     Full,
+    /// It takes no more of this user.
+    FullForUser,
     Other(String),
 }
 
@@ -121,7 +131,11 @@ impl<E: std::error::Error> From<E> for Refusal {
     }
 }
 
-async fn stream(peer: SocketAddr, tls: Arc<ClientConfig>, node: &str) -> Result<Box<dyn Io>, Refusal> {
+async fn stream(
+    peer: SocketAddr,
+    tls: Arc<ClientConfig>,
+    (node, user): (&str, &str),
+) -> Result<Box<dyn Io>, Refusal> {
     let stream = TcpStream::connect(peer).await?;
     stream.set_nodelay(true)?;
     let tls = TlsConnector::from(tls).connect(ServerName::IpAddress(peer.ip().into()), stream).await?;
@@ -131,7 +145,8 @@ async fn stream(peer: SocketAddr, tls: Arc<ClientConfig>, node: &str) -> Result<
             tracing::debug!(%error, "a connection to another control plane ended");
         }
     });
-    let request = Request::get(format!("/apis/coracle.dev/v1/nodes/{node}/relay"))
+    let query = form_urlencoded::Serializer::new(String::new()).append_pair(USER, user).finish();
+    let request = Request::get(format!("/apis/coracle.dev/v1/nodes/{node}/relay?{query}"))
         .header(HOST, peer.to_string())
         .header(CONNECTION, "Upgrade")
         .header(UPGRADE, PROTOCOL)
@@ -143,6 +158,7 @@ async fn stream(peer: SocketAddr, tls: Arc<ClientConfig>, node: &str) -> Result<
             Ok(Box::new(TokioIo::new(io)))
         }
         StatusCode::NOT_FOUND => Err(Refusal::NotThere),
+        StatusCode::TOO_MANY_REQUESTS => Err(Refusal::FullForUser),
         StatusCode::SERVICE_UNAVAILABLE => Err(Refusal::Full),
         code => {
             let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;

@@ -62,7 +62,7 @@ impl Boards {
 
     async fn summary(&self, node: &Value) -> Result<Value, StatusError> {
         let failed = |why: &dyn Display| StatusError::internal(format!("{SUMMARY}: {why}"));
-        let io = self.dialer.dial(node).await.map_err(|error| failed(&error))?;
+        let io = self.dialer.dial(node, "").await.map_err(|error| failed(&error))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(io)).await.map_err(|error| failed(&error))?;
         tokio::spawn(async move {

@@ -139,7 +139,7 @@ impl Control {
         let (sender, connection) =
             http1::handshake(TokioIo::new(tls)).await.map_err(std::io::Error::other)?;
         // It ends with the client, or with the server; a request then says so.
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         Ok(Client { sender, token: None, headers: Vec::new() })
     }
 }

@@ -24,4 +24,5 @@ mod reviews;
 mod rollout;
 mod scheduling;
 mod sets;
+mod streams;
 mod who;

@@ -28,7 +28,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 const CHUNK_BYTES: usize = 16 << 10;
 
 pub(super) async fn serve(asked: Asked) -> Result<Response, StatusError> {
-    let Asked { context, of, query, request } = asked;
+    let Asked { context, who, of, query, request } = asked;
     let pod = locate::object(&context, "pods", &of.namespace, &of.name).await?;
     let (namespace, name) = (&of.namespace, &of.name);
     let path = match of.subresource.as_str() {
@@ -41,7 +41,7 @@ pub(super) async fn serve(asked: Asked) -> Result<Response, StatusError> {
     if !wants_upgrade(request.headers()) {
         return Err(StatusError::bad_request("Upgrade request required"));
     }
-    let io = kubelet::dial_pod(&context, &pod).await?;
+    let io = kubelet::dial_pod(&context, &who, &pod).await?;
     let mut onward = kubelet::get(&path)?;
     if request.method() == Method::POST {
         *onward.method_mut() = Method::POST;

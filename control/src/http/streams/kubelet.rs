@@ -1,9 +1,10 @@
 //! Requests to the kubelet's API of a board, each on a connection of its own.
 
 use super::{Response, locate};
+use crate::auth::Identity;
 use crate::http::Context;
 use crate::http::body::{self, Body};
-use crate::tunnel::Io;
+use crate::tunnel::{Io, TunnelError};
 use bytes::Bytes;
 use coracle_api::status::StatusError;
 use http_body_util::{BodyExt, Limited};
@@ -20,6 +21,8 @@ use std::time::Duration;
 const ERROR_BYTES_MAX: usize = 10_000;
 /// Until the head of an answer: a board that starts a process, on a slow card.
 pub(super) const HEAD: Duration = Duration::from_secs(60);
+/// Until somebody's stream may have ended.
+const RETRY_SECONDS: i32 = 5;
 /// What is between this and the next hop only, and never goes on (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
     header::CONNECTION,
@@ -31,21 +34,35 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-/// Connects to a node's kubelet.
+/// Connects to a node's kubelet for somebody.
 ///
 /// # Errors
-/// 500 with the reason, as upstream words a failed dial.
-pub(in crate::http) async fn dial(context: &Context, node: &Value) -> Result<Box<dyn Io>, StatusError> {
-    context
-        .dialer
-        .dial(node)
-        .await
-        .map_err(|error| StatusError::internal(format!("error dialing backend: {error}")))
+/// 500 with the reason, as upstream words a failed dial; 429 when too many streams are open.
+pub(super) async fn dial(
+    context: &Context,
+    who: &Identity,
+    node: &Value,
+) -> Result<Box<dyn Io>, StatusError> {
+    context.dialer.dial(node, &who.user).await.map_err(|error| undialled(&error))
+}
+
+/// Why there is no connection.
+pub(super) fn undialled(error: &TunnelError) -> StatusError {
+    match error {
+        TunnelError::Full | TunnelError::FullForUser => {
+            StatusError::too_many_requests(format!("error dialing backend: {error}"), RETRY_SECONDS)
+        }
+        error => StatusError::internal(format!("error dialing backend: {error}")),
+    }
 }
 
 /// Connects to the kubelet that a pod is on.
-pub(super) async fn dial_pod(context: &Context, pod: &Value) -> Result<Box<dyn Io>, StatusError> {
-    dial(context, &locate::host(context, pod).await?).await
+pub(super) async fn dial_pod(
+    context: &Context,
+    who: &Identity,
+    pod: &Value,
+) -> Result<Box<dyn Io>, StatusError> {
+    dial(context, who, &locate::host(context, pod).await?).await
 }
 
 /// Sends a request on a new connection; the answer's head. The connection ends with the answer's body, or lives on in

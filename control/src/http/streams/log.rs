@@ -12,7 +12,7 @@ use hyper::header::{self, HeaderValue};
 const STREAMS: [&str; 3] = ["All", "Stderr", "Stdout"];
 
 pub(super) async fn serve(asked: Asked) -> Result<Response, StatusError> {
-    let Asked { context, of, query, .. } = asked;
+    let Asked { context, who, of, query, .. } = asked;
     let options = options(&of.name, &query)?;
     let pod = locate::object(&context, "pods", &of.namespace, &of.name).await?;
     let container = locate::container(&pod, query.get("container"))?;
@@ -23,7 +23,7 @@ pub(super) async fn serve(asked: Asked) -> Result<Response, StatusError> {
         return Ok(response);
     };
     let path = format!("/containerLogs/{}/{}/{container}?{options}", of.namespace, of.name);
-    let answer = kubelet::send(kubelet::dial(&context, &node).await?, kubelet::get(&path)?).await?;
+    let answer = kubelet::send(kubelet::dial(&context, &who, &node).await?, kubelet::get(&path)?).await?;
     if !answer.status().is_success() {
         return Err(kubelet::refusal(answer).await);
     }

@@ -19,12 +19,13 @@ mod tunnel;
 use super::Context;
 use super::body::Body;
 use super::path::ResourcePath;
+use crate::auth::Identity;
 use crate::registry::options::Query;
 use coracle_api::status::StatusError;
 use hyper::Request;
 use hyper::body::Incoming;
-pub(super) use relay::{open as open_relay, relay as is_relay};
 use hyper::header::HeaderMap;
+pub(super) use relay::{open as open_relay, relay as is_relay};
 use std::sync::Arc;
 pub(super) use tunnel::{open as open_tunnel, tunnel as is_tunnel};
 
@@ -33,19 +34,20 @@ pub(super) type Response = hyper::Response<Body>;
 /// A request on one of these subresources.
 pub(super) struct Asked {
     pub context: Arc<Context>,
+    pub who: Identity,
     pub of: ResourcePath,
     pub query: Query,
     pub request: Request<Incoming>,
 }
 
-/// Answers it; the registry's table says which subresources and verbs there are.
-pub(super) async fn serve(asked: Asked) -> Result<Response, StatusError> {
 /// Whether it is for a node's kubelet, and enters a pod there.
 pub(super) fn enters(of: &ResourcePath, path: &str, headers: &HeaderMap) -> bool {
     (of.plural.as_str(), of.subresource.as_str()) == ("nodes", "proxy")
         && coracle_api::kubelet::enters(proxy::split(path).1, headers.contains_key(hyper::header::UPGRADE))
 }
 
+/// Answers it; the registry's table says which subresources and verbs there are.
+pub(super) async fn serve(asked: Asked) -> Result<Response, StatusError> {
     match (asked.of.plural.as_str(), asked.of.subresource.as_str()) {
         ("pods", "log") => log::serve(asked).await,
         ("pods", "exec" | "attach" | "portforward") => connect::serve(asked).await,

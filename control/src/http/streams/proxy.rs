@@ -6,6 +6,7 @@
 use super::connect::{upgraded, wants_upgrade};
 use super::kubelet::{self, forwarded};
 use super::{Asked, Response, locate};
+use crate::auth::Identity;
 use crate::http::Context;
 use crate::http::body::{self, Body};
 use crate::object::{at, items, text};
@@ -29,7 +30,7 @@ struct Destination {
 }
 
 pub(super) async fn serve(asked: Asked) -> Result<Response, StatusError> {
-    let Asked { context, of, request, .. } = asked;
+    let Asked { context, who, of, request, .. } = asked;
     let (prefix, rest) = split(request.uri().path());
     let (prefix, rest) = (prefix.to_string(), rest.to_string());
     if rest.is_empty() {
@@ -48,14 +49,14 @@ pub(super) async fn serve(asked: Asked) -> Result<Response, StatusError> {
             if !port.is_empty() && port.parse() != Ok(kubelet.unwrap_or(10250)) {
                 return Err(StatusError::bad_request("only the kubelet's port of a node is proxied"));
             }
-            Destination { io: kubelet::dial(&context, &node).await?, host: name.to_string() }
+            Destination { io: kubelet::dial(&context, &who, &node).await?, host: name.to_string() }
         }
         "pods" => {
             let pod = locate::object(&context, "pods", &of.namespace, name).await?;
             let port = if port.is_empty() { first_port(&pod) } else { number(port)? };
-            dial_port(&context, &pod, port).await?
+            dial_port(&context, &who, &pod, port).await?
         }
-        _ => service(&context, &of.namespace, name, port).await?,
+        _ => service(&context, &who, &of.namespace, name, port).await?,
     };
     let (head, body) = request.into_parts();
     let mut onward: Request<Body> = Request::new(body::whole(Bytes::new()));
@@ -156,8 +157,13 @@ fn first_port(pod: &Value) -> u16 {
 }
 
 /// A port of a pod, through its board.
-async fn dial_port(context: &Context, pod: &Value, port: u16) -> Result<Destination, StatusError> {
-    let io = kubelet::dial_pod(context, pod).await?;
+async fn dial_port(
+    context: &Context,
+    who: &Identity,
+    pod: &Value,
+    port: u16,
+) -> Result<Destination, StatusError> {
+    let io = kubelet::dial_pod(context, who, pod).await?;
     let path = format!(
         "/coracle/v1/connect/{}/{}/{port}",
         text(pod, &["metadata", "namespace"]),
@@ -180,6 +186,7 @@ async fn dial_port(context: &Context, pod: &Value, port: u16) -> Result<Destinat
 /// A ready endpoint of a service.
 async fn service(
     context: &Context,
+    who: &Identity,
     namespace: &str,
     name: &str,
     port: &str,
@@ -213,7 +220,7 @@ async fn service(
             }
             let pod = text(endpoint, &["targetRef", "name"]);
             if let Ok(pod) = locate::object(context, "pods", namespace, pod).await {
-                return dial_port(context, &pod, port).await;
+                return dial_port(context, who, &pod, port).await;
             }
         }
     }

@@ -1,11 +1,12 @@
 //! `GET /apis/coracle.dev/v1/nodes/NAME/relay`: another control plane asks for a stream of a board that is connected here.
 
-use super::{Response, connect};
+use super::{Response, connect, kubelet};
 use crate::auth::{Identity, Peer};
 use crate::http::connection::Patience;
 use crate::http::path::ResourcePath;
 use crate::http::{Context, body};
-use crate::tunnel::{RELAY_PROTOCOL, TunnelError};
+use crate::registry::options::Query;
+use crate::tunnel::{RELAY_PROTOCOL, RELAY_USER, TunnelError};
 use coracle_api::status::{Attempt, GroupResource, StatusError, refusal};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
@@ -20,7 +21,8 @@ pub(in crate::http) fn relay(of: &ResourcePath) -> bool {
 /// Joins the connection with a stream of the board's tunnel. It never goes on to a third control plane.
 ///
 /// # Errors
-/// 403 for everybody but a control plane, 404 where the board is not connected here, 503 when it takes no more.
+/// 403 for everybody but a control plane, 404 where the board is not connected here, 503 when it takes no more, 429 when it
+/// takes no more of this user.
 pub(in crate::http) async fn open(
     context: &Context,
     peer: &Peer,
@@ -37,8 +39,10 @@ pub(in crate::http) async fn open(
     if request.method() != Method::GET || asked != Some(RELAY_PROTOCOL) {
         return Err(StatusError::bad_request(format!("Upgrade: {RELAY_PROTOCOL} is expected")));
     }
-    let stream = match context.dialer.tunnels.stream(&of.name).await {
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let stream = match context.dialer.tunnels.stream(&of.name, query.get(RELAY_USER)).await {
         Some(Ok(stream)) => stream,
+        Some(Err(error @ TunnelError::FullForUser)) => return Err(kubelet::undialled(&error)),
         Some(Err(error @ TunnelError::Full)) => {
             return Err(StatusError::service_unavailable(error.to_string()));
         }
