@@ -115,7 +115,8 @@ fn under_memory_pressure_the_pod_that_exceeds_its_request_is_evicted() {
     machine
         .sh("echo 'eviction_memory_available_bytes = 4294967296' >> /etc/coracle/config.toml && coracle config check && systemctl restart coracle")
         .expect("configured");
-    let hog = "apiVersion: v1\nkind: Pod\nmetadata: {name: hog}\nspec:\n  terminationGracePeriodSeconds: 1\n  volumes: [{name: m, emptyDir: {medium: Memory}}]\n  containers:\n  - name: main\n    image: example.test/busybox:1\n    imagePullPolicy: IfNotPresent\n    volumeMounts: [{name: m, mountPath: /m}]\n    resources: {requests: {memory: 5Mi}, limits: {memory: 64Mi}}\n    command: [sh, -c, 'n=0; while :; do dd if=/dev/zero of=/m/$n bs=64k count=1 2>/dev/null; n=$((n+1)); done']\n";
+    // 60 MiB, over and over: above what it is throttled from, and below what it would be killed for.
+    let hog = "apiVersion: v1\nkind: Pod\nmetadata: {name: hog}\nspec:\n  terminationGracePeriodSeconds: 1\n  volumes: [{name: m, emptyDir: {medium: Memory}}]\n  containers:\n  - name: main\n    image: example.test/busybox:1\n    imagePullPolicy: IfNotPresent\n    volumeMounts: [{name: m, mountPath: /m}]\n    resources: {requests: {memory: 5Mi}, limits: {memory: 64Mi}}\n    command: [sh, -c, 'n=0; while :; do dd if=/dev/zero of=/m/$n bs=64k count=1 2>/dev/null; n=$(((n+1)%960)); done']\n";
     let modest = counter("modest").replace("command:", "resources: {requests: {memory: 40Mi}}, command:");
     machine.sh(&format!("coracle apply -f - <<'YAML'\n{modest}\nYAML")).expect("applied");
     wait_running(&mut machine, &["modest"]).expect("runs");
