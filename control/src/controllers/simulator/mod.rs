@@ -4,16 +4,20 @@
 //! seed ─► which key, which board, which fault, which wish is next ─► the real registry, cache, controllers, scheduler
 //!           └─ faults: boards vanish, watches drop, caches lag (so writes conflict), writes fail or their answers are lost,
 //!              the leader changes in the midst of a reconciliation, users change their minds
-//! faults stop ─► in a bounded number of steps all is as it was asked for, and then nothing is written any more
+//! faults stop ─► in a bounded number of steps all is as it was asked for; pods are deleted while nobody watches ─► and again;
+//!                then nothing is written any more
 //! ```
 //! What runs is the code that serves: only tokio's clock, random numbers and the storage's refusals are the simulation's
 //! ([`crate::simulated`]). Boards are a few lines ([`board`]). `CORACLE_SEED=N` runs one seed and tells its steps,
 //! `CORACLE_SEEDS=N` so many of them.
 //!
-//! Left out: events, whose writer is not run; and the queues' own order, which has tables of its own: here any key that is due
-//! may be next.
+//! Wishes: deployments with their services and autoscalers ([`wish`]), a daemon set, jobs, a stateful set ([`ordered`]), a cron job
+//! ([`timed`]). Left out: figures of pods, so that autoscalers keep bounds and nothing else; events, whose writer is not run; and
+//! the queues' own order, which has tables of its own: here any key that is due may be next.
 
 mod board;
+mod ordered;
+mod timed;
 mod wish;
 
 use super::cache::{self, Cache, Change, Listener};
@@ -50,6 +54,8 @@ const DEADLINES: Duration = Duration::from_secs(700);
 /// How long nothing may be written then.
 const IDLE: Duration = Duration::from_secs(120);
 const BOARDS: usize = 4;
+/// Pods that are deleted unseen when all is as it was asked for.
+const MISSED: usize = 3;
 /// Silence after which a board is not believed to live.
 const GRACE: Duration = Duration::from_secs(40);
 
@@ -405,23 +411,18 @@ impl Simulation {
         // Whatever one leader has missed, the next one does not know of: the last one misses something, too.
         self.drop_watch().await;
         self.tell("the faults stop");
+        self.wishes.settle(&self.registry).await;
         self.boards.iter_mut().for_each(|board| board.is_there = true);
-        let (mut steps, end) = (0, Instant::now() + CONVERGE_TIME_MAX);
-        loop {
-            while self.fair_round(&mut steps).await {
-                if steps > CONVERGE_STEPS_MAX {
-                    return Err(format!(
-                        "no end after {steps} steps: {:?}",
-                        self.wishes.unmet(&self.registry).await
-                    ));
-                }
-            }
-            match self.wishes.unmet(&self.registry).await {
-                None => break,
-                Some(why) if Instant::now() > end => return Err(format!("not as asked for: {why}")),
-                Some(_) => tokio::time::advance(Duration::from_secs(1)).await,
-            }
+        let mut steps = 0;
+        self.until_met(&mut steps).await?;
+        // And once more, when nobody has anything to do: what was missed now, the list alone can tell.
+        for _ in 0..MISSED {
+            let what = wish::delete_a_pod(&self.registry, &mut self.random).await;
+            self.tell(what);
         }
+        self.drop_watch().await;
+        self.wishes.settle(&self.registry).await;
+        self.until_met(&mut steps).await?;
         // What cannot be had is told of when its time is over; then nothing is written but boards' signs of life.
         self.pass(DEADLINES, &mut steps).await?;
         let before = self.writes().await;
@@ -433,6 +434,26 @@ impl Simulation {
             return Err(format!("all was done, and written was still: {changed:?}"));
         }
         self.wishes.unmet(&self.registry).await.map_or(Ok(()), Err)
+    }
+
+    /// Until all is as it was asked for.
+    async fn until_met(&mut self, steps: &mut usize) -> Result<(), String> {
+        let end = Instant::now() + CONVERGE_TIME_MAX;
+        loop {
+            while self.fair_round(steps).await {
+                if *steps > CONVERGE_STEPS_MAX {
+                    return Err(format!(
+                        "no end after {steps} steps: {:?}",
+                        self.wishes.unmet(&self.registry).await
+                    ));
+                }
+            }
+            match self.wishes.unmet(&self.registry).await {
+                None => return Ok(()),
+                Some(why) if Instant::now() > end => return Err(format!("not as asked for: {why}")),
+                Some(_) => tokio::time::advance(Duration::from_secs(1)).await,
+            }
+        }
     }
 
     /// Lets time go by.

@@ -1,9 +1,11 @@
 //! What users ask for, change and take back; and whether they have it.
 
 use super::board::{MISSING, create, list, patch, target};
+use super::ordered::{self, Ordered};
+use super::timed::{self, Timed};
 use super::who;
 use crate::controllers::kinds::{
-    DAEMON_SETS, DEPLOYMENTS, ENDPOINT_SLICES, JOBS, NODES, PODS, REPLICA_SETS, SERVICES,
+    AUTOSCALERS, DAEMON_SETS, DEPLOYMENTS, ENDPOINT_SLICES, JOBS, NODES, PODS, REPLICA_SETS, SERVICES,
 };
 use crate::object::{self, at, items, text};
 use crate::registry::Registry;
@@ -21,6 +23,18 @@ const REPLICAS_MAX: usize = 6;
 struct Wanted {
     replicas: usize,
     image: String,
+    /// What an autoscaler keeps the replicas within. Boards give no figures here, so that it does nothing else.
+    within: Option<(usize, usize)>,
+}
+
+impl Wanted {
+    /// Nobody scales what is asked to have none.
+    fn replicas(&self) -> usize {
+        match self.within {
+            Some((least, most)) if self.replicas > 0 => self.replicas.clamp(least, most),
+            _ => self.replicas,
+        }
+    }
 }
 
 /// What is asked for.
@@ -30,6 +44,8 @@ pub(super) struct Wishes {
     jobs: BTreeMap<String, usize>,
     /// Whether every board is to have a pod of it, and of which image.
     on_each: Option<String>,
+    ordered: Ordered,
+    timed: Timed,
     made: usize,
 }
 
@@ -40,13 +56,16 @@ impl Wishes {
             let index = random.below(self.deployments.len());
             self.deployments.keys().nth(index).cloned().unwrap_or_default()
         });
-        match (random.below(9), name) {
+        match (random.below(13), name) {
             (0, Some(name)) => self.remove(registry, name).await,
             (1 | 2, Some(name)) => self.scale(registry, random, name).await,
             (3 | 4, Some(name)) => self.roll(registry, random, name).await,
             (5, _) => self.start_job(registry, random).await,
             (6, _) => delete_a_pod(registry, random).await,
             (7, _) => self.change_on_each(registry, random).await,
+            (8 | 9, _) => self.ordered.change(registry, random).await,
+            (10, _) => self.timed.change(registry, random).await,
+            (11, Some(name)) => self.autoscale(registry, random, name).await,
             _ if self.deployments.len() < DEPLOYMENTS_MAX => self.deploy(registry, random).await,
             _ => "nothing is wished for".into(),
         }
@@ -77,7 +96,7 @@ impl Wishes {
             json!({"metadata": {"name": name}, "spec": {"selector": labels, "ports": [{"port": 80}]}});
         create(registry, *SERVICES, NAMESPACE, service).await;
         let told = format!("deploy {name} × {replicas}");
-        self.deployments.insert(name, Wanted { replicas, image });
+        self.deployments.insert(name, Wanted { replicas, image, within: None });
         told
     }
 
@@ -95,6 +114,49 @@ impl Wishes {
             wanted.replicas = replicas;
         }
         told
+    }
+
+    /// By figures that nobody gives: what is left of it are its bounds.
+    async fn autoscale(&mut self, registry: &Registry, random: &mut Random, name: String) -> String {
+        let Some(wanted) = self.deployments.get_mut(&name) else { return "nothing is scaled".into() };
+        let of = target(*AUTOSCALERS, NAMESPACE, &name);
+        // It has scaled by now, or has not: which of them cannot be told when it goes.
+        if let Some((least, most)) = wanted.within.filter(|_| random.percent(30)) {
+            wanted.replicas = wanted.replicas();
+            let replicas = wanted.replicas;
+            wanted.within = None;
+            registry.delete(&who(), &of, &DeleteOptions::default()).await.expect("it is there");
+            let spec = json!({"spec": {"replicas": replicas}});
+            patch(registry, &target(*DEPLOYMENTS, NAMESPACE, &name), None, spec).await;
+            return format!("{name} is no longer kept within {least} and {most}");
+        }
+        let least = 1 + random.below(REPLICAS_MAX);
+        let most = least + random.below(3);
+        let bounds = json!({"minReplicas": least, "maxReplicas": most});
+        if wanted.within.is_some() {
+            // What it was scaled to within the old bounds counts from now on.
+            wanted.replicas = wanted.replicas();
+            let replicas = json!({"spec": {"replicas": wanted.replicas}});
+            patch(registry, &target(*DEPLOYMENTS, NAMESPACE, &name), None, replicas).await;
+            patch(registry, &of, None, json!({"spec": bounds})).await;
+        } else {
+            let metric = json!({"type": "Resource", "resource": {
+                "name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50},
+            }});
+            let reference = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": name});
+            let mut spec = bounds;
+            object::fields(&mut spec).insert("scaleTargetRef".into(), reference);
+            object::fields(&mut spec).insert("metrics".into(), json!([metric]));
+            create(registry, *AUTOSCALERS, NAMESPACE, json!({"metadata": {"name": name}, "spec": spec}))
+                .await;
+        }
+        wanted.within = Some((least, most));
+        format!("{name} is kept within {least} and {most}")
+    }
+
+    /// The faults stop: from now on nothing is asked for by the time alone.
+    pub async fn settle(&self, registry: &Registry) {
+        self.timed.suspend(registry).await;
     }
 
     async fn roll(&mut self, registry: &Registry, random: &mut Random, name: String) -> String {
@@ -118,7 +180,10 @@ impl Wishes {
                 registry.delete(&who(), &target(resource, NAMESPACE, &name), &DeleteOptions::default()).await;
             deleted.expect("it is there");
         }
-        self.deployments.remove(&name);
+        if self.deployments.remove(&name).is_some_and(|wanted| wanted.within.is_some()) {
+            let of = target(*AUTOSCALERS, NAMESPACE, &name);
+            registry.delete(&who(), &of, &DeleteOptions::default()).await.expect("it is there");
+        }
         format!("delete {name}")
     }
 
@@ -188,7 +253,9 @@ impl Wishes {
         let of = |object: &Value, app: &str| text(object, &["metadata", "labels", "app"]) == app;
         if let Some(pod) = pods.iter().chain(&sets).find(|object| {
             let app = text(object, &["metadata", "labels", "app"]);
-            let wanted = self.deployments.contains_key(app) || app == "each" && self.on_each.is_some();
+            let wanted = self.deployments.contains_key(app)
+                || app == "each" && self.on_each.is_some()
+                || app == ordered::NAME && self.ordered.is_wanted();
             !app.is_empty() && !wanted
         }) {
             return Some(format!("{} was deleted with its deployment", object::name(pod)));
@@ -215,16 +282,16 @@ impl Wishes {
                     && is_ready(pod)
             };
             let (good, all) = (pods.iter().filter(as_wanted).count(), pods.len());
-            if (good, all) != (wanted.replicas, wanted.replicas) {
-                return Some(format!("{name}: {good} of {all} pods are as wanted, {} are", wanted.replicas));
+            let replicas = wanted.replicas();
+            if (good, all) != (replicas, replicas) {
+                return Some(format!("{name}: {good} of {all} pods are as wanted, {replicas} are"));
             }
-            if status("availableReplicas") != wanted.replicas || status("updatedReplicas") != wanted.replicas
-            {
+            if status("availableReplicas") != replicas || status("updatedReplicas") != replicas {
                 return Some(format!("{name} counts {}", at(deployment, &["status"])));
             }
             let sets = sets.iter().filter(|set| of(set, name));
             let scaled = sets.filter(|set| at(set, &["spec", "replicas"]).as_u64() != Some(0)).count();
-            if scaled != usize::from(wanted.replicas > 0) {
+            if scaled != usize::from(replicas > 0) {
                 return Some(format!("{name} has {scaled} replica sets with pods"));
             }
             let mine = slices
@@ -233,7 +300,7 @@ impl Wishes {
             let endpoints = mine.flat_map(|slice| items(slice, &["endpoints"]));
             let ready =
                 endpoints.filter(|of| at(of, &["conditions", "ready"]).as_bool() == Some(true)).count();
-            if ready != wanted.replicas {
+            if ready != replicas {
                 return Some(format!("{name} has {ready} endpoints"));
             }
         }
@@ -250,14 +317,21 @@ impl Wishes {
                 }
             }
         }
-        for job in list(registry, *JOBS).await {
-            let wanted = self.jobs.get(object::name(&job)).copied().unwrap_or_default();
-            let complete = items(&job, &["status", "conditions"])
+        if let Some(why) = self.ordered.unmet(&pods, is_ready) {
+            return Some(why);
+        }
+        let jobs = list(registry, *JOBS).await;
+        if let Some(why) = self.timed.unmet(registry, &jobs).await {
+            return Some(why);
+        }
+        for job in jobs.iter().filter(|job| !timed::is_of_it(job)) {
+            let wanted = self.jobs.get(object::name(job)).copied().unwrap_or_default();
+            let complete = items(job, &["status", "conditions"])
                 .iter()
                 .any(|of| text(of, &["type"]) == "Complete" && text(of, &["status"]) == "True");
-            let succeeded = at(&job, &["status", "succeeded"]).as_u64().unwrap_or(0) as usize;
+            let succeeded = at(job, &["status", "succeeded"]).as_u64().unwrap_or(0) as usize;
             if !complete || succeeded != wanted {
-                return Some(format!("{} of {wanted}: {}", object::name(&job), at(&job, &["status"])));
+                return Some(format!("{} of {wanted}: {}", object::name(job), at(job, &["status"])));
             }
         }
         None
