@@ -63,6 +63,10 @@ pub fn examine(layout: &Layout, network: NetworkConfig, shim: &Path) -> Vec<Find
 
 /// What the kernel must have and no other step of the agent's start would miss: the message of the check that fails.
 pub(crate) fn needs() -> Result<(), String> {
+    let kernel = kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default());
+    if kernel.verdict == Verdict::Failed {
+        return Err(kernel.message);
+    }
     if let Err(error) = overlay::supported() {
         return Err(no_overlayfs(&error));
     }

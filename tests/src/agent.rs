@@ -75,6 +75,11 @@ impl Board {
         self.netns = Some(netns);
     }
 
+    /// The authorities that the agent believes, in PEM, instead of the machine's. Before it starts.
+    pub fn authorities(&self, pem: &str) -> Result<()> {
+        Ok(fs::write(self.dir.path().join("authorities.pem"), pem)?)
+    }
+
     /// The board's network namespace.
     pub fn netns(&self) -> Result<&File> {
         self.netns.as_ref().context("the agent was never started")
@@ -169,6 +174,10 @@ impl Board {
             .arg("agent")
             .arg("--config")
             .arg(self.dir.path().join("config.toml"));
+        let authorities = self.dir.path().join("authorities.pem");
+        if authorities.exists() {
+            command.env("SSL_CERT_FILE", authorities).env_remove("SSL_CERT_DIR");
+        }
         command.env_remove("JOURNAL_STREAM").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = match &self.netns {
             Some(netns) => in_namespace(netns, || command.spawn())??,

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// Where it listens: the namespace is the board's own, so the port is free.
 pub const ADDRESS: &str = "127.0.0.1:5000";
 
+/// Where [`Registry::over_tls`] listens: no loopback, which would be asked by HTTP.
+pub const TLS_ADDRESS: &str = "10.253.0.1:5443";
+
 /// A running registry; gone when dropped.
 #[derive(Debug)]
 pub struct Registry {
@@ -21,7 +24,7 @@ pub struct Registry {
     netns: File,
     /// `Authorization` of what is pushed.
     authorization: String,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// Who alone may use a closed registry: `base64(name:password)`, and the line of its htpasswd file (bcrypt).
@@ -62,13 +65,22 @@ impl Registry {
                 root.display()
             ),
         )?;
+        Registry::run(netns, ADDRESS, authorization, dir)
+    }
+
+    fn run(netns: &File, address: &str, authorization: String, dir: tempfile::TempDir) -> Result<Registry> {
         let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("serve")
+            .arg(dir.path().join("config.yml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let process = in_namespace(netns, || command.spawn())?;
         let process = process.context("start docker-registry: apt-get install docker-registry")?;
-        let registry = Registry { process, netns: netns.try_clone()?, authorization, _dir: dir };
+        let registry = Registry { process, netns: netns.try_clone()?, authorization, dir };
         let until = Instant::now() + deadline();
-        while in_namespace(netns, || TcpStream::connect(ADDRESS).is_err())? {
+        while in_namespace(netns, || TcpStream::connect(address).is_err())? {
             if Instant::now() > until {
                 bail!("docker-registry does not listen");
             }
@@ -86,6 +98,46 @@ impl Registry {
         let path = format!("/v2/{repository}/manifests/{tag}");
         self.send("PUT", &path, &blobs.manifest.media_type, &blobs.manifest.bytes)?;
         Ok(())
+    }
+
+    /// Pushes images as one index, `repository:tag`, that says which is for what platform.
+    pub fn push_index(&self, images: &[&Image], repository: &str, tag: &str) -> Result<()> {
+        let mut manifests = Vec::new();
+        for image in images {
+            let manifest = image.blobs()?.manifest;
+            self.push(image, repository, &manifest.digest)?;
+            manifests.push(serde_json::json!({
+                "mediaType": manifest.media_type, "digest": manifest.digest, "size": manifest.bytes.len(),
+                "platform": {"os": "linux", "architecture": image.architecture},
+            }));
+        }
+        let kind = "application/vnd.oci.image.index.v1+json";
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": kind, "manifests": manifests});
+        self.send("PUT", &format!("/v2/{repository}/manifests/{tag}"), kind, index.to_string().as_bytes())?;
+        Ok(())
+    }
+
+    /// A second server of what this one has, by HTTPS alone, at [`TLS_ADDRESS`].
+    pub fn over_tls(&self, certificate: &str, key: &str) -> Result<Registry> {
+        let dir = tempfile::tempdir()?;
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("tls.crt"), certificate)?;
+        std::fs::write(at("tls.key"), key)?;
+        let root = self.dir.path().join("data");
+        let tls = format!("{{certificate: {}, key: {}}}", at("tls.crt").display(), at("tls.key").display());
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{TLS_ADDRESS}\", tls: {tls}}}\n",
+            root.display()
+        );
+        std::fs::write(at("config.yml"), config)?;
+        let host = TLS_ADDRESS.split(':').next().unwrap_or_default();
+        let own = in_namespace(&self.netns, || {
+            Command::new("ip").args(["address", "add", host, "dev", "lo"]).status()
+        })??;
+        if !own.success() {
+            bail!("{host} cannot be an address of the namespace");
+        }
+        Registry::run(&self.netns, TLS_ADDRESS, String::new(), dir)
     }
 
     fn upload(&self, repository: &str, blob: &Blob) -> Result<()> {

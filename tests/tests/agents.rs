@@ -121,3 +121,74 @@ fn manifests_count_once_they_are_whole_however_they_come() {
     board.wait("last", "running", running).expect("the new one is watched");
     assert_eq!(uid(board.wait("first", "running", running).expect("runs")), first, "the same pod as before");
 }
+
+/// Whoever changes a manifest, or applies another, gets another pod: a Pod's spec does not change.
+#[test]
+fn a_changed_manifest_replaces_its_pod_in_yaml_and_in_json() {
+    let board = Board::start("").expect("a board");
+    let echo = |name: &str, word: &str| {
+        named(name).replace("[sleep, '1000']", &format!("[sh, -c, 'echo {word}; exec sleep 1000']"))
+    };
+    let json = |word: &str| {
+        let pod = serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "json"},
+            "spec": {"terminationGracePeriodSeconds": 1, "containers": [{
+                "name": "main", "image": "example.test/busybox:1",
+                "command": ["sh", "-c", format!("echo {word}; exec sleep 1000")],
+            }]},
+        });
+        pod.to_string()
+    };
+    let says = |name: &str, word: &str| {
+        let text = |_: &serde_json::Value| board.run(&["logs", name]).is_ok_and(|log| log.trim() == word);
+        board.wait(name, word, |pod| running(pod) && text(pod)).expect("runs")
+    };
+    let uid = |pod: &serde_json::Value| pod["metadata"]["uid"].as_str().map(str::to_string);
+    board.manifest("yaml.yaml", &echo("yaml", "one")).expect("written");
+    board.manifest("json.json", &json("one")).expect("written");
+    board.apply(&echo("applied", "one")).expect("applied");
+    let before = ["yaml", "json", "applied"].map(|name| uid(&says(name, "one")));
+    board.manifest("yaml.yaml", &echo("yaml", "two")).expect("written");
+    board.manifest("json.json", &json("two")).expect("written");
+    let told = board.apply(&echo("applied", "two"));
+    told.expect("applied");
+    let after = ["yaml", "json", "applied"].map(|name| uid(&says(name, "two")));
+    for (one, other) in before.iter().zip(&after) {
+        assert!(one.is_some() && one != other, "{before:?} {after:?}");
+    }
+    for name in ["yaml.yaml", "json.json"] {
+        board.remove_manifest(name).expect("removed");
+    }
+    board.wait_gone("yaml").expect("gone");
+    board.wait_gone("json").expect("gone");
+}
+
+/// What a card does to a file: the agent sets the store aside, says so, and runs what the export still knows.
+#[test]
+fn a_board_whose_store_is_damaged_runs_its_pods_from_the_export() {
+    let mut board = Board::start("").expect("a board");
+    board.apply(SLEEPER).expect("applied");
+    board.wait("sleeper", "running", running).expect("runs");
+    board.power_cycle().expect("off");
+    let store = board.root().join("store");
+    let mut damaged = 0;
+    let mut dirs = vec![store.clone()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).expect("lists") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                let length = std::fs::metadata(&path).expect("there").len();
+                std::fs::write(&path, vec![0xa5; usize::try_from(length).expect("small")]).expect("damaged");
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 0, "a store has files");
+    board.start_agent().expect("starts all the same");
+    board.wait("sleeper", "running", running).expect("runs");
+    assert!(board.log().contains("the store was damaged"), "{}", board.log());
+    let aside = std::fs::read_dir(board.root()).expect("lists").filter_map(Result::ok);
+    assert!(aside.into_iter().any(|e| e.file_name().to_string_lossy().contains("damaged")), "it is kept");
+}

@@ -168,3 +168,62 @@ fn an_image_of_another_architecture_is_refused() {
     let message = seen["status"]["containerStatuses"][0]["state"]["waiting"]["message"].to_string();
     assert!(message.contains("s390x"), "{message}");
 }
+
+#[test]
+fn an_index_gives_each_board_the_image_of_its_platform() {
+    use coracle_tests::image::Image;
+    use coracle_tests::registry::{ADDRESS, Registry};
+    let board = Board::start("").expect("a board");
+    let registry = Registry::start(board.netns().expect("a namespace")).expect("docker-registry");
+    let ours = Image::laden("ours", 1 << 16).expect("built");
+    let foreign = |architecture: &str| {
+        let mut image = Image::busybox("foreign").expect("built");
+        image.architecture = architecture.into();
+        image
+    };
+    let (s390x, riscv) = (foreign("s390x"), foreign("riscv64"));
+    registry.push_index(&[&s390x, &ours, &riscv], "team/all", "1").expect("pushed");
+    registry.push_index(&[&s390x, &riscv], "team/others", "1").expect("pushed");
+    let name = format!("{ADDRESS}/team/all:1");
+    board.run(&["image", "pull", &name]).expect("pulled");
+    let listed = board.run(&["image", "ls"]).expect("lists");
+    let config = ours.blobs().expect("built").config.digest;
+    let id = config.trim_start_matches("sha256:").get(..12).expect("a digest");
+    assert!(listed.lines().any(|line| line.contains("team/all") && line.contains(id)), "{id}: {listed}");
+    let refused = board.coracle(&["image", "pull", &format!("{ADDRESS}/team/others:1")]).expect("runs");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let offered = said.contains("s390x") && said.contains("riscv64") && said.lines().count() == 1;
+    assert!(!refused.status.success() && offered, "{said}");
+}
+
+#[test]
+fn a_registry_is_asked_by_https_and_believed_by_the_authorities_of_the_machine() {
+    use coracle_tests::image::Image;
+    use coracle_tests::registry::{Registry, TLS_ADDRESS};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let authority = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("signed").pem();
+        (certificate, Issuer::new(params, key))
+    };
+    let ((trusted, issuer), (stranger, _)) = (authority("harbour"), authority("stranger"));
+    let key = KeyPair::generate().expect("a key");
+    let host = TLS_ADDRESS.split(':').next().expect("a host");
+    let params = CertificateParams::new(vec![host.to_string()]).expect("a name");
+    let certificate = params.signed_by(&key, &issuer).expect("signed").pem();
+    for (roots, good) in [(&trusted, true), (&stranger, false)] {
+        let mut board = Board::prepare("").expect("a board");
+        board.authorities(roots).expect("written");
+        board.start_agent().expect("starts");
+        let registry = Registry::start(board.netns().expect("a namespace")).expect("docker-registry");
+        registry.push(&Image::laden("b", 1 << 16).expect("built"), "team/web", "1").expect("pushed");
+        let _closed = registry.over_tls(&certificate, &key.serialize_pem()).expect("a second server");
+        let pull = board.coracle(&["image", "pull", &format!("{TLS_ADDRESS}/team/web:1")]).expect("runs");
+        let said = String::from_utf8_lossy(&pull.stderr).into_owned();
+        assert_eq!(pull.status.success(), good, "{said}");
+        assert!(good || said.contains("certificate") && said.lines().count() == 1, "{said}");
+    }
+}
