@@ -32,6 +32,7 @@ use crate::storage::Limited;
 use coracle_pod::action::{Action, Plan};
 use coracle_pod::objects::Objects;
 use coracle_pod::observed::{ImageState, InstanceState, Sandbox};
+use coracle_pod::resize;
 use coracle_pod::spec::PodUid;
 use coracle_pod::storage::Excess;
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
@@ -80,7 +81,10 @@ pub(crate) enum Message {
 /// One pod.
 struct Entry {
     record: PodRecord,
+    /// What is asked for.
     spec: Arc<PodSpec>,
+    /// The same with the resources that were granted: by this it is run.
+    granted: Arc<PodSpec>,
     observed: Observed,
     history: History,
     status: PodStatus,
@@ -288,7 +292,7 @@ impl Engine {
                 if entry.blocked_by.is_some() || (of_api && self.awaits_pull_secrets(&entry.spec)) {
                     continue;
                 }
-                if entry.history.first_seen.is_none() {
+                if entry.history.first_seen.is_none() || resize::is_wanted(&entry.spec, &entry.history) {
                     self.look_at_load(&uid);
                 }
                 let Some(entry) = self.pods.get(&uid) else { continue };
@@ -401,7 +405,9 @@ impl Engine {
         if plan.gone {
             return self.forget(uid);
         }
+        let allocated = entry.history.allocated != plan.history.allocated;
         entry.history = plan.history;
+        entry.grant();
         entry.wake = plan.wake;
         if entry.status != plan.status {
             entry.status = plan.status;
@@ -410,6 +416,9 @@ impl Engine {
             let change = Change { kind: ChangeKind::Modified, pod: entry.shown() };
             self.report(uid);
             self.tell(&change);
+        }
+        if allocated {
+            self.retry_resizes();
         }
         let Some(entry) = self.pods.get_mut(uid) else { return };
         for action in plan.actions {
@@ -427,7 +436,7 @@ impl Engine {
             }
             let task = perform::Task {
                 board: self.board.clone(),
-                spec: entry.spec.clone(),
+                spec: entry.granted.clone(),
                 shim: entry.shim.clone(),
                 ips: entry.ips(),
                 credentials,
@@ -460,6 +469,7 @@ impl Engine {
         if let Some(reports) = &self.reports {
             reports.put(Report { pod: entry.shown(), source: entry.record.source.clone(), gone: true });
         }
+        self.retry_resizes();
         for (other, waiting) in &mut self.pods {
             if waiting.blocked_by.as_ref() == Some(uid) {
                 waiting.blocked_by = None;
@@ -506,6 +516,16 @@ impl Engine {
 }
 
 impl Entry {
+    /// After another spec or another allocation. Files of the downward API may show resources.
+    fn grant(&mut self) {
+        let granted = resize::granted(&self.spec, &self.history);
+        if resize::desired(&granted) != resize::desired(&self.granted) {
+            self.files_wanted += 1;
+            self.look_at_files();
+        }
+        self.granted = granted;
+    }
+
     fn ips(&self) -> Vec<std::net::IpAddr> {
         match &self.observed.sandbox {
             Sandbox::Ready { ips, .. } => ips.clone(),

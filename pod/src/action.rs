@@ -31,6 +31,8 @@ pub enum Action {
     CreateSandbox,
     /// Write anew what has changed in volumes that the board writes. Legal when the sandbox is Ready.
     UpdateVolumes,
+    /// Give the pod's cgroup and those of these instances what is allocated. Legal when the sandbox is Ready.
+    Resize { instances: Vec<InstanceId> },
     /// Create and start one instance. Legal when the sandbox is Ready and the image Present.
     StartContainer { instance: InstanceId },
     /// Send `signal` to the instance's init; a no-op when it is gone. `SIGKILL` takes its whole cgroup.
@@ -51,6 +53,7 @@ pub enum ActionKey {
     /// CreateSandbox, StopSandbox, RemovePod.
     Sandbox,
     Volumes,
+    Resize,
     Image(String),
     /// StartContainer, Signal, RemoveContainer: by container name.
     Container(String),
@@ -64,6 +67,7 @@ impl Action {
             Action::PullImage { image, .. } => ActionKey::Image(image.clone()),
             Action::CreateSandbox | Action::StopSandbox | Action::RemovePod => ActionKey::Sandbox,
             Action::UpdateVolumes => ActionKey::Volumes,
+            Action::Resize { .. } => ActionKey::Resize,
             Action::StartContainer { instance }
             | Action::Signal { instance, .. }
             | Action::RemoveContainer { instance, .. } => ActionKey::Container(instance.container.clone()),

@@ -16,7 +16,7 @@ mod names;
 mod objects;
 mod probes;
 mod projected;
-mod resources;
+pub(crate) mod resources;
 mod security;
 mod volumes;
 

@@ -4,6 +4,8 @@
 //! serde, so an idle, probed pod writes nothing.
 
 use crate::observed::{Exit, Failure, InstanceId, ProbeKind, Stamp};
+use crate::resize::Allocation;
+use crate::spec::Resources;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -23,6 +25,12 @@ pub struct History {
     pub transitions: BTreeMap<String, (bool, jiff::Timestamp)>,
     /// Why the pod as a whole failed, once it did (`DeadlineExceeded`, `Evicted`): reason and message.
     pub failed: Option<(String, String)>,
+    /// What containers were granted; what the pod asks for may be something else.
+    #[serde(default)]
+    pub allocated: Allocation,
+    /// Of which generation a resize is granted and not yet carried out.
+    #[serde(default)]
+    pub resizing: Option<i64>,
     /// Probe counters; lost with the agent, which starts them anew.
     #[serde(skip)]
     pub probes: BTreeMap<(String, ProbeKind), ProbeHistory>,
@@ -32,7 +40,7 @@ pub struct History {
     /// Containers and their images: whether the image is here was asked before the first start with it.
     #[serde(skip)]
     pub asked: BTreeSet<(String, String)>,
-    /// What was last said of a volume, or of a container's variables, that cannot be had.
+    /// What was last said of a volume, or of a container's variables, that cannot be had, or of a resize.
     #[serde(skip)]
     pub told: BTreeMap<Told, String>,
 }
@@ -51,6 +59,8 @@ impl History {
 pub enum Told {
     Volume(String),
     Container(String),
+    /// A resize that is not granted.
+    Resize,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -60,6 +70,9 @@ pub struct ContainerHistory {
     /// The image of `current`, as the pod named it then; unknown of those that an older agent started.
     #[serde(default)]
     pub image: Option<String>,
+    /// With what `current` runs; unknown as `image` is.
+    #[serde(default)]
+    pub resources: Option<Resources>,
     pub restart_count: u32,
     pub started: Option<Stamp>,
     /// How `current` ended.

@@ -25,6 +25,7 @@ pub mod objects;
 pub mod observed;
 pub mod payload;
 pub mod plan;
+pub mod resize;
 pub mod spec;
 pub mod storage;
 

@@ -2,6 +2,7 @@
 
 use crate::action::ActionKey;
 use crate::fit::Load;
+use crate::resize::Allocation;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -64,8 +65,19 @@ pub struct Observed {
     pub host_ips: Vec<IpAddr>,
     /// What the board has; `None` while nobody asked.
     pub capacity: Option<Capacity>,
-    /// What the other pods have of it. Looked at once, when this pod is first seen.
+    /// What the other pods have of it. Looked at when this pod is first seen, and while it asks for other resources than
+    /// it has.
     pub load: Load,
+    /// What the cgroups were last changed to, since the agent started.
+    pub resized: Option<Resized>,
+}
+
+/// A resize that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resized {
+    pub allocation: Allocation,
+    /// Those that ran, and were changed.
+    pub instances: Vec<InstanceId>,
 }
 
 /// ConfigMaps, Secrets and tokens that are missing, or lack what is wanted of them: the message, or `None` while nobody has
@@ -175,6 +187,8 @@ pub enum Reason {
     /// Volumes: `FailedMount`.
     FailedMount,
     FailedKillPod,
+    /// Of a resize; the API knows `Error` alone.
+    FailedResize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

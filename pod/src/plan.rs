@@ -20,6 +20,7 @@ mod containers;
 mod facts;
 mod images;
 mod probes;
+mod resize;
 mod status;
 mod stop;
 mod unmet;
@@ -106,6 +107,7 @@ impl<'a> Planner<'a> {
                 self.sweep();
                 self.update_volumes();
                 self.replace_changed();
+                self.resize();
                 self.drive_containers();
                 self.probe();
                 self.continue_stopping();
@@ -285,5 +287,6 @@ fn word(reason: Reason) -> &'static str {
         Reason::FailedCreatePodSandBox => "FailedCreatePodSandBox",
         Reason::FailedMount => "FailedMount",
         Reason::FailedKillPod => "FailedKillPod",
+        Reason::FailedResize => "Error",
     }
 }

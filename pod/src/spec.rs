@@ -4,6 +4,7 @@
 //! [`Duration`], enumerations are enums, names are checked. Fields follow `k8s.io/api/core/v1`.
 
 use crate::objects::{ObjectName, TokenRequest};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -114,6 +115,7 @@ pub struct ContainerSpec {
     pub working_dir: Option<String>,
     pub ports: Vec<ContainerPort>,
     pub resources: Resources,
+    pub restart_on_resize: RestartOnResize,
     pub mounts: Vec<Mount>,
     pub security: ContainerSecurity,
     pub liveness: Option<Probe>,
@@ -203,14 +205,27 @@ pub enum Protocol {
     Sctp,
 }
 
-/// Requests and limits of one container, or of the pod. `None` = not set.
+/// `resizePolicy`: which of its resources a container can have changed only by a new start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestartOnResize {
+    pub cpu: bool,
+    pub memory: bool,
+}
+
+/// Requests and limits of one container, or of the pod. `None` = not set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_request_millis: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_limit_millis: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_request_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral_storage_request_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral_storage_limit_bytes: Option<u64>,
 }
 

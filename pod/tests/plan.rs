@@ -517,3 +517,112 @@ fn a_deadline_fails_the_pod() {
     assert_eq!(plan.status.phase.as_deref(), Some("Failed"));
     assert_eq!(plan.status.reason.as_deref(), Some("DeadlineExceeded"));
 }
+
+/// The pod [`ONE`] with these requests of cpu, and this policy for it.
+fn sized(cpu: &str, policy: &str) -> coracle_pod::PodSpec {
+    let more = format!(
+        ", resources: {{requests: {{cpu: {cpu}}}}}, resizePolicy: [{{resourceName: cpu, restartPolicy: {policy}}}]}}]"
+    );
+    pod(&ONE.replace("}]\n", &format!("{more}\n")))
+}
+
+fn resize_conditions(plan: &coracle_pod::Plan) -> Vec<(String, String, String)> {
+    let conditions = plan.status.conditions.iter().flatten();
+    let text = Option::unwrap_or_default;
+    conditions
+        .filter(|c| c.type_.starts_with("PodResize"))
+        .map(|c| (c.type_.clone(), text(c.reason.clone()), text(c.message.clone())))
+        .collect()
+}
+
+/// What the first container is said to run with, and what it is granted.
+fn cpu(plan: &coracle_pod::Plan) -> (String, String) {
+    let status = &plan.status.container_statuses.as_ref().expect("statuses")[0];
+    let requests = status.resources.clone().and_then(|r| r.requests).expect("requests");
+    let allocated = status.allocated_resources.clone().expect("allocated");
+    (requests["cpu"].0.clone(), allocated["cpu"].0.clone())
+}
+
+fn sized_model(policy: &str) -> Model {
+    let mut model = Model::new(sized("500m", policy));
+    model.observed.capacity = Some(Capacity { pods: 9, cpu_millis: 4000, memory_bytes: 1 << 30 });
+    let plan = settle(&mut model);
+    assert_eq!((cpu(&plan), resize_conditions(&plan)), (("500m".into(), "500m".into()), vec![]));
+    model
+}
+
+#[test]
+fn a_resize_goes_to_the_cgroups_and_starts_nothing_anew() {
+    let mut model = sized_model("NotRequired");
+    model.spec = sized("1500m", "NotRequired");
+    let plan = model.plan();
+    assert!(
+        matches!(plan.actions.as_slice(), [Action::Resize { instances }] if instances.len() == 1),
+        "{plan:?}"
+    );
+    assert_eq!(cpu(&plan), ("500m".into(), "1500m".into()));
+    let in_progress = |reason: &str, message: &str| {
+        vec![("PodResizeInProgress".to_string(), reason.to_string(), message.to_string())]
+    };
+    assert_eq!(resize_conditions(&plan), in_progress("", ""));
+    assert_eq!(plan.events[0].reason, "ResizeStarted");
+    // The kernel refuses: told, and tried again in a while.
+    model.fail(&plan.actions[0], Reason::FailedResize);
+    let plan = model.plan();
+    assert_eq!((plan.actions.len(), resize_conditions(&plan).len()), (0, 1));
+    assert_eq!(resize_conditions(&plan)[0].1, "Error");
+    // Whoever was killed in between does it once more.
+    model.pass(plan.wake.expect("later") - model.now.monotonic);
+    model.restart_agent();
+    let plan = settle(&mut model);
+    assert_eq!(resize_conditions(&plan), []);
+    assert_eq!(cpu(&plan), ("1500m".into(), "1500m".into()));
+    assert_eq!(model.starts.values().sum::<u32>(), 1);
+}
+
+#[test]
+fn a_container_whose_policy_says_so_ends_before_its_cgroup_changes() {
+    let mut model = sized_model("RestartContainer");
+    model.spec = sized("250m", "RestartContainer");
+    let plan = model.plan();
+    assert!(matches!(plan.actions.as_slice(), [Action::Signal { signal: 15, .. }]), "{plan:?}");
+    assert!(plan.events.iter().any(|e| e.message == "Container web resize requires restart"), "{plan:?}");
+    let running = model.running().pop().expect("runs");
+    model.observed.in_flight.clear();
+    model.exit(&running, 0);
+    let plan = model.plan();
+    assert!(
+        matches!(plan.actions.as_slice(), [Action::Resize { instances }] if instances.is_empty()),
+        "{plan:?}"
+    );
+    let plan = settle(&mut model);
+    assert_eq!((cpu(&plan), resize_conditions(&plan)), (("250m".into(), "250m".into()), vec![]));
+    let status = &plan.status.container_statuses.as_ref().expect("statuses")[0];
+    assert_eq!((status.restart_count, model.running().len()), (1, 1));
+    // It was ended for this: the next crash is the first.
+    assert!(model.history.containers["web"].backoff.delay.is_zero());
+}
+
+#[test]
+fn what_is_not_granted_waits_and_may_be_taken_back() {
+    let mut model = sized_model("NotRequired");
+    let check = |model: &mut Model, wanted: &str, others: u64, expected: Option<(&str, &str)>| {
+        model.spec = sized(wanted, "NotRequired");
+        model.observed.load = Load { pods: 1, cpu_millis: others, memory_bytes: 0 };
+        let plan = settle(model);
+        let found = resize_conditions(&plan);
+        let found = found.first().map(|(_, reason, message)| (reason.as_str(), message.as_str()));
+        assert_eq!(found, expected, "{wanted} beside {others}");
+        cpu(&plan).0
+    };
+    let deferred = "Node didn't have enough resource: cpu, requested: 2000, used: 2500, capacity: 4000";
+    assert_eq!(check(&mut model, "2", 2500, Some(("Deferred", deferred))), "500m");
+    let never = "Node didn't have enough capacity: cpu, requested: 5000, capacity: 4000";
+    assert_eq!(check(&mut model, "5", 0, Some(("Infeasible", never))), "500m");
+    assert_eq!(check(&mut model, "500m", 9000, None), "500m");
+    assert_eq!(check(&mut model, "2", 2000, None), "2");
+    // What was granted before a reboot is granted.
+    model.reboot();
+    let plan = settle(&mut model);
+    assert_eq!((cpu(&plan).0, resize_conditions(&plan)), ("2".into(), vec![]));
+}

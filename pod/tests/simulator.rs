@@ -2,14 +2,15 @@
 //! must come to rest where its policy says.
 //!
 //! Faults: actions that fail, containers that exit, probes that fail, a shim that dies, an agent that crashes before
-//! a history is committed, after it, and after each action, and reboots. The model asserts at each step that no
+//! a history is committed, after it, and after each action, reboots, and resizes. The model asserts at each step that no
 //! attempt is repeated, that no container runs twice, and that nothing starts out of order. `CORACLE_SIM_SEEDS` sets how many seeds
 //! run; a failure names its seed.
 
 mod model;
 
+use coracle_pod::PodSpec;
 use coracle_pod::action::Action;
-use coracle_pod::observed::{Reason, Sandbox};
+use coracle_pod::observed::{Capacity, Reason, Sandbox};
 use coracle_pod::spec::{Deletion, RestartPolicy};
 use model::{Model, pod};
 use std::time::Duration;
@@ -126,9 +127,22 @@ fn mischief(model: &mut Model, random: &mut Random) {
     if random.chance(1) {
         model.reboot();
     }
+    if random.chance(2) {
+        resize(&mut model.spec, random);
+    }
     if random.chance(1) {
         model.spec.deletion = Some(Deletion { grace: Duration::from_secs(random.below(10)) });
     }
+}
+
+/// Asks for other resources: some that there are, some that there are not.
+fn resize(spec: &mut PodSpec, random: &mut Random) {
+    for container in &mut spec.containers {
+        container.resources.cpu_request_millis = Some(100 * (1 + random.below(15)));
+        container.restart_on_resize.cpu = random.chance(50);
+    }
+    let requests = spec.containers.iter().filter_map(|c| c.resources.cpu_request_millis);
+    spec.resources.cpu_request_millis = Some(requests.sum());
 }
 
 /// Without faults: at rest within a bounded number of steps.
@@ -147,7 +161,12 @@ fn converge(model: &mut Model, random: &mut Random) {
             .iter()
             .flatten()
             .all(|c| c.ready || c.state.as_ref().is_some_and(|s| s.terminated.is_some()));
-        if model.spec.deletion.is_none() && phase == "Running" && settled && plan.actions.is_empty() {
+        if model.spec.deletion.is_none()
+            && phase == "Running"
+            && settled
+            && plan.actions.is_empty()
+            && plan.history.resizing.is_none()
+        {
             return;
         }
         if model.spec.deletion.is_none()
@@ -179,6 +198,7 @@ fn pods_come_to_rest_whatever_happens_before() {
         let run = || {
             let mut random = Random(seed);
             let mut model = Model::new(pod(&some_pod(&mut random)));
+            model.observed.capacity = Some(Capacity { pods: 9, cpu_millis: 1000, memory_bytes: 1 << 30 });
             let mut restarts = 0;
             for _ in 0..random.below(150) {
                 mischief(&mut model, &mut random);

@@ -18,6 +18,7 @@ mod devices;
 mod hierarchy;
 mod kill;
 mod limits;
+mod resize;
 mod usage;
 
 pub use devices::DeviceRules;
@@ -53,6 +54,16 @@ pub enum CgroupError {
         /// The kernel's answer.
         #[source]
         source: io::Error,
+    },
+    /// A limit below what is in use: the kernel would have to kill.
+    #[error("attempting to set {what} memory limit ({limit}) below current usage ({used})")]
+    Used {
+        /// `pod`, or the container.
+        what: String,
+        /// In bytes.
+        limit: u64,
+        /// In bytes.
+        used: u64,
     },
     /// Processes of a killed cgroup did not go away in time (uninterruptible sleep, a dead disk or NFS).
     #[error("cgroup {path}: processes survive SIGKILL; see /proc/PID/stack", path = .0.display())]

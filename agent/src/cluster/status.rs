@@ -23,6 +23,8 @@ const OURS: &[&str] = &[
     "containerStatuses",
     "ephemeralContainerStatuses",
 ];
+/// Conditions that are there only while they hold.
+const PASSING: &[&str] = &["PodResizePending", "PodResizeInProgress"];
 /// Lists that a strategic merge patch would merge by key: they are replaced.
 const REPLACED: &[&str] = &["podIPs", "hostIPs"];
 
@@ -86,7 +88,7 @@ pub(crate) fn patch(uid: &str, api: &PodStatus, desired: &PodStatus) -> Option<V
         }
     }
     let of_api = api.conditions.as_deref().unwrap_or_default();
-    let news: Vec<Value> = desired
+    let mut news: Vec<Value> = desired
         .conditions
         .iter()
         .flatten()
@@ -94,6 +96,9 @@ pub(crate) fn patch(uid: &str, api: &PodStatus, desired: &PodStatus) -> Option<V
             condition_patch(of_api.iter().find(|c| c.type_ == condition.type_), condition)
         })
         .collect();
+    let held = |kind: &str| desired.conditions.iter().flatten().any(|c| c.type_ == kind);
+    let over = of_api.iter().filter(|c| PASSING.contains(&c.type_.as_str()) && !held(&c.type_));
+    news.extend(over.map(|c| json!({"type": c.type_, "$patch": "delete"})));
     if !news.is_empty() {
         changed.insert("conditions".into(), news.into());
     }
@@ -177,6 +182,19 @@ mod tests {
             json!({"phase": "Running"}),
             Value::Null,
         );
+    }
+
+    #[test]
+    fn conditions_of_a_resize_go_with_it() {
+        let pending = json!({"type": "PodResizePending", "status": "True"});
+        let in_progress = json!({"type": "PodResizeInProgress", "status": "True"});
+        let deleted = json!({"type": "PodResizePending", "$patch": "delete"});
+        check(
+            json!({"conditions": [pending, ready("True", T1)]}),
+            json!({"conditions": [in_progress, ready("True", T1)]}),
+            json!({"conditions": [in_progress, deleted]}),
+        );
+        check(json!({"conditions": [pending]}), json!({}), json!({"conditions": [deleted]}));
     }
 
     #[test]

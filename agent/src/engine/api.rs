@@ -212,6 +212,7 @@ impl Engine {
             entry.files_wanted += 1;
         }
         entry.spec = Arc::new(spec);
+        entry.grant();
         self.resource_version += 1;
         entry.resource_version = self.resource_version;
         let change = Change { kind: ChangeKind::Modified, pod: entry.shown() };

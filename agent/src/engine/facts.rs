@@ -7,6 +7,7 @@ use coracle_pod::action::Plan;
 use coracle_pod::evict::{self, Candidate};
 use coracle_pod::fit::Load;
 use coracle_pod::observed::{Cause, Failure, ImageState, Instance, InstanceState, ProbeResult, Sandbox};
+use coracle_pod::resize;
 use coracle_pod::spec::PodUid;
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
 use coracle_runtime::layout::parse_instance;
@@ -55,9 +56,11 @@ impl Engine {
             ..Default::default()
         };
         self.resource_version += 1;
+        let spec = Arc::new(spec);
         let entry = Entry {
             record,
-            spec: Arc::new(spec),
+            granted: resize::granted(&spec, &history),
+            spec,
             observed,
             history,
             status: PodStatus { phase: Some("Pending".into()), ..Default::default() },
@@ -114,10 +117,21 @@ impl Engine {
                 && (history.failed.is_some() || has_ended(plan.map_or(&entry.status, |plan| &plan.status)));
             history.first_seen.is_some() && !ended && *uid != newcomer
         };
-        let load = Load::of(self.pods.iter().filter(admitted).map(|(_, entry)| &*entry.spec));
+        let granted = |(uid, entry): (&PodUid, &Entry)| {
+            let history = planned.get(uid).map_or(&entry.history, |plan| &plan.history);
+            resize::granted(&entry.spec, history)
+        };
+        let others: Vec<Arc<PodSpec>> = self.pods.iter().filter(admitted).map(granted).collect();
+        let load = Load::of(others.iter().map(|spec| &**spec));
         if let Some(entry) = self.pods.get_mut(newcomer) {
             entry.observed.load = load;
         }
+    }
+
+    /// Something became free: perhaps a pod that asks for more can have it now.
+    pub(super) fn retry_resizes(&mut self) {
+        let wanted = self.pods.iter().filter(|(_, e)| resize::is_wanted(&e.spec, &e.history));
+        self.dirty.extend(wanted.map(|(uid, _)| uid.clone()));
     }
 
     /// Chooses the pod that goes for want of memory. Pods of manifest files stay, as the kubelet's static pods do; while
@@ -135,7 +149,9 @@ impl Engine {
         let evictable =
             self.pods.values().filter(|e| !matches!(e.record.source, Source::Manifest(_)) && !e.ended());
         let candidates: Vec<Candidate<'_>> = evictable
-            .filter_map(|e| Some(Candidate { spec: &e.spec, memory_bytes: used(&e.spec)?.working_set_bytes }))
+            .filter_map(|e| {
+                Some(Candidate { spec: &e.granted, memory_bytes: used(&e.spec)?.working_set_bytes })
+            })
             .collect();
         let Some(chosen) = evict::choose(&candidates).map(|index| candidates[index]) else {
             warn!(available_bytes, "memory is short, and no pod may be evicted");
@@ -198,7 +214,7 @@ impl Engine {
         entry.observed.in_flight.remove(key);
         self.dirty.insert(uid.clone());
         let mut listen = None;
-        let mut succeeded = true;
+        let (mut succeeded, mut freed) = (true, false);
         match result {
             Done::Sandbox { ips, shim, events, files } => {
                 entry.files_written = Some(files);
@@ -214,7 +230,9 @@ impl Engine {
                 entry.files_written = Some(files);
                 entry.look_at_files();
             }
+            Done::Resized(resized) => entry.observed.resized = Some(resized),
             Done::Stopped => {
+                freed = true;
                 entry.observed.sandbox = Sandbox::Absent;
                 entry.shim = None;
                 entry.exit_all_running(&self.board.stamp());
@@ -266,6 +284,9 @@ impl Engine {
         }
         if let Some(entry) = self.pods.get_mut(uid).filter(|_| succeeded) {
             entry.observed.failures.remove(key);
+        }
+        if freed {
+            self.retry_resizes();
         }
         if let Some(events) = listen {
             self.listen(uid, events);

@@ -3,7 +3,8 @@
 use super::Message;
 use coracle_pod::action::Action;
 use coracle_pod::objects::Objects;
-use coracle_pod::observed::{ImageState, InstanceId, ProbeKey, Reason, Stamp, Verdict};
+use coracle_pod::observed::{ImageState, InstanceId, ProbeKey, Reason, Resized, Stamp, Verdict};
+use coracle_pod::resize;
 use coracle_pod::spec::ContainerSpec;
 use coracle_pod::{ActionKey, PodSpec};
 use coracle_runtime::board::{ActionError, Board};
@@ -28,6 +29,8 @@ pub(crate) enum Done {
     Volumes {
         files: u64,
     },
+    /// The cgroups are as allocated.
+    Resized(Resized),
     Stopped,
     Removed,
     Image {
@@ -58,6 +61,7 @@ pub(crate) enum Done {
 /// What an action needs of the pod at the time it starts.
 pub(super) struct Task {
     pub board: Arc<Board>,
+    /// With the resources that it was granted.
     pub spec: Arc<PodSpec>,
     pub shim: Option<ShimClient>,
     pub ips: Vec<IpAddr>,
@@ -98,6 +102,10 @@ impl Task {
             Action::UpdateVolumes => {
                 board.update_volumes(pod, &self.objects).await?;
                 Ok(Done::Volumes { files: self.files })
+            }
+            Action::Resize { instances } => {
+                board.resize(pod, &instances).await?;
+                Ok(Done::Resized(Resized { allocation: resize::desired(pod), instances }))
             }
             Action::StopSandbox => board.stop_sandbox(pod).await.map(|()| Done::Stopped),
             Action::RemovePod => board.remove_pod(&pod.uid).await.map(|()| Done::Removed),

@@ -114,7 +114,7 @@ impl Engine {
             });
         match (running.next_back(), &entry.shim) {
             (Some((instance, _)), Some(shim)) => Ok(Target {
-                spec: entry.spec.clone(),
+                spec: entry.granted.clone(),
                 instance: instance.clone(),
                 shim: shim.clone(),
                 tty: spec.tty,
@@ -249,7 +249,10 @@ impl Engine {
         entry.record.pod.metadata.deletion_timestamp = Some(Time(now));
         entry.record.pod.metadata.deletion_grace_period_seconds = Some(grace);
         match facts::admit(&entry.record.pod) {
-            Ok(spec) => entry.spec = Arc::new(spec),
+            Ok(spec) => {
+                entry.spec = Arc::new(spec);
+                entry.grant();
+            }
             Err(message) => error!(message, "a running pod no longer passes admission"),
         }
         self.resource_version += 1;

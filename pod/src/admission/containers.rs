@@ -3,7 +3,7 @@
 use super::field::{Errors, Path, any};
 use super::probes::{Purpose, probe};
 use super::{environment, names, resources, security, volumes};
-use crate::spec::{ContainerPort, ContainerSpec, PodSecurity, Protocol, PullPolicy, Volume};
+use crate::spec::{ContainerPort, ContainerSpec, PodSecurity, Protocol, PullPolicy, RestartOnResize, Volume};
 use k8s_openapi::api::core::v1;
 use std::collections::BTreeSet;
 
@@ -135,8 +135,7 @@ pub(crate) fn container(
         name,
         ports,
         readiness_probe,
-        // Says what a resize of a running pod would do; there is no resize.
-        resize_policy: _,
+        resize_policy,
         resources,
         restart_policy,
         restart_policy_rules,
@@ -198,6 +197,7 @@ pub(crate) fn container(
     if let Some(dir) = &working_dir {
         names::no_nul(errors, &path.child("workingDir"), dir);
     }
+    let restart_on_resize = resize_policy_of(errors, &path.child("resizePolicy"), resize_policy.as_deref());
     ContainerSpec {
         name: name.clone(),
         target: None,
@@ -214,6 +214,7 @@ pub(crate) fn container(
         env: environment::env(errors, &path.child("env"), env.as_deref()),
         working_dir,
         ports,
+        restart_on_resize,
         resources: resources::container_resources(errors, &path.child("resources"), resources.as_ref()),
         mounts: volumes::mounts(
             errors,
@@ -272,6 +273,28 @@ fn pull_policy(errors: &mut Errors, path: &Path, wire: Option<&str>, image: &str
             ("Never", PullPolicy::Never),
         ],
     )
+}
+
+fn resize_policy_of(
+    errors: &mut Errors,
+    path: &Path,
+    wire: Option<&[v1::ContainerResizePolicy]>,
+) -> RestartOnResize {
+    let mut found = RestartOnResize::default();
+    for (index, policy) in wire.into_iter().flatten().enumerate() {
+        let path = path.index(index);
+        let resources = [("cpu", 0), ("memory", 1)];
+        let resource = errors.one_of(&path.child("resourceName"), Some(&policy.resource_name), 0, &resources);
+        let policies = [("NotRequired", false), ("RestartContainer", true)];
+        let restarts =
+            errors.one_of(&path.child("restartPolicy"), Some(&policy.restart_policy), false, &policies);
+        if resource == 0 {
+            found.cpu = restarts;
+        } else {
+            found.memory = restarts;
+        }
+    }
+    found
 }
 
 fn words(errors: &mut Errors, path: &Path, wire: Option<&[String]>) -> Vec<String> {

@@ -31,14 +31,23 @@ impl Planner<'_> {
         self.of(&container.name).and_then(|h| h.image.as_ref()).is_some_and(|image| *image != container.image)
     }
 
-    /// Stops what runs a former image; it is started again when it has ended.
+    /// Runs by what holds no longer.
+    pub(super) fn is_outdated(&self, container: &ContainerSpec) -> bool {
+        self.is_changed(container) || self.is_outgrown(container)
+    }
+
+    /// Stops what runs a former image, or has to end for other resources; it is started again when it has ended.
     pub(super) fn replace_changed(&mut self) {
         let spec = self.spec;
         for container in &spec.containers {
             let name = container.name.as_str();
             let stopping = self.of(name).is_some_and(|h| h.stopping.is_some());
-            if self.is_changed(container) && self.running(name).is_some() && !stopping {
-                let why = format!("Container {name} definition changed, will be restarted");
+            if self.is_outdated(container) && self.running(name).is_some() && !stopping {
+                let why = if self.is_changed(container) {
+                    format!("Container {name} definition changed, will be restarted")
+                } else {
+                    format!("Container {name} resize requires restart")
+                };
                 self.stop(name, Role::Main, spec.termination_grace, &why);
             }
         }
@@ -66,7 +75,10 @@ impl Planner<'_> {
         };
         let end = self.backoff_end(&known.backoff);
         // Another image has crashed nobody yet.
-        if known.current.is_some() && !self.is_changed(container) && !self.passed(end) {
+        if known.current.is_some() && !self.is_outdated(container) && !self.passed(end) {
+            return;
+        }
+        if self.is_resizing() {
             return;
         }
         // The registry of an `Always` image is asked first, if it has not been.
@@ -82,7 +94,8 @@ impl Planner<'_> {
             return;
         }
         let now = self.stamp();
-        let changed = self.is_changed(container);
+        let changed = self.is_outdated(container);
+        let resources = self.history.allocated.get(name).copied();
         let entry = self.entry(name);
         if changed {
             entry.backoff = Backoff::default();
@@ -95,6 +108,7 @@ impl Planner<'_> {
             }
         }
         entry.image = Some(container.image.clone());
+        entry.resources = resources;
         let instance = InstanceId { container: name.into(), attempt };
         entry.current = Some(instance.clone());
         entry.begun = Some(now);

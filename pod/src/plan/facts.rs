@@ -31,6 +31,7 @@ impl Planner<'_> {
         self.learn_deadline();
         self.learn_eviction();
         self.learn_end();
+        self.learn_resize();
     }
 
     fn learn_container(&mut self, container: &ContainerSpec, role: Role) {
@@ -110,7 +111,7 @@ impl Planner<'_> {
         let goes_on = self.spec.deletion.is_none() && self.history.failed.is_none();
         let allowed = self.spec.restart_policy != RestartPolicy::Never;
         let by_policy = self.restarts(&exit, role);
-        let changed = role == Role::Main && self.is_changed(container);
+        let changed = role == Role::Main && self.is_outdated(container);
         let entry = self.entry(name);
         // The kubelet's shouldRestartOnFailure: what a probe ended has failed, however politely it then ended. What was
         // ended for another image begins anew whatever the policy is, and without its predecessor's delays.

@@ -28,7 +28,8 @@ impl Planner<'_> {
         let ephemeral = list(&spec.ephemeral_containers, Role::Ephemeral);
         let phase = self.phase();
         let ready = spec.containers.iter().all(|c| self.ready(c));
-        let conditions = self.conditions(phase, ready);
+        let mut conditions = self.conditions(phase, ready);
+        conditions.extend(self.resize_conditions());
         let ips: Vec<String> = match &self.seen.sandbox {
             Sandbox::Ready { ips, .. } if spec.host_network && ips.is_empty() => {
                 self.seen.host_ips.iter().map(ToString::to_string).collect()
@@ -176,7 +177,10 @@ impl Planner<'_> {
             Role::Main => self.ready(container),
             Role::Ephemeral => false,
         };
+        let [resources, allocated] = self.resources_status(container);
         ContainerStatus {
+            resources: instance.is_some().then_some(resources),
+            allocated_resources: allocated.requests.filter(|_| instance.is_some()),
             name: container.name.clone(),
             image: former.unwrap_or_else(|| container.image.clone()),
             image_id,

@@ -22,7 +22,7 @@ impl Planner<'_> {
         }
         self.history.told.retain(|told, _| match told {
             Told::Volume(volume) => unmet.contains_key(volume) || volume.is_empty(),
-            Told::Container(_) => true,
+            Told::Container(_) | Told::Resize => true,
         });
         !unmet.is_empty()
     }

@@ -3,7 +3,7 @@
 use coracle_pod::action::{Action, Plan};
 use coracle_pod::observed::{
     BootId, Cause, Exit, Failure, ImageState, Instance, InstanceId, InstanceState, Now, ProbeResult, Reason,
-    Sandbox, Stamp, Verdict,
+    Resized, Sandbox, Stamp, Verdict,
 };
 use coracle_pod::{ActionKey, History, Observed, PodSpec};
 use std::collections::BTreeMap;
@@ -93,6 +93,10 @@ impl Model {
                 self.observed.residue = true;
             }
             Action::UpdateVolumes => self.observed.volumes_behind = false,
+            Action::Resize { instances } => {
+                let (allocation, instances) = (self.history.allocated.clone(), instances.clone());
+                self.observed.resized = Some(Resized { allocation, instances });
+            }
             Action::StartContainer { instance } => self.start(instance),
             Action::Signal { instance, signal } => {
                 if *signal == 9 {

@@ -140,6 +140,16 @@ impl Board {
         Ok(Some(file))
     }
 
+    /// Gives the cgroups of a pod and of those of its instances that run what the pod has now. Idempotent.
+    pub async fn resize(
+        self: &Arc<Board>,
+        pod: &Arc<PodSpec>,
+        instances: &[InstanceId],
+    ) -> Result<(), ActionError> {
+        let (board, spec, ids) = (self.clone(), pod.clone(), instances.to_vec());
+        blocking(move || board.tree.resize(&spec, &ids)).await.map_err(because(Reason::FailedResize))
+    }
+
     /// Sends a signal to an instance's init; SIGKILL goes to its whole cgroup, and SIGTERM as the signal that the image
     /// names for it (OCI `StopSignal`). A no-op once it is gone.
     pub async fn signal(

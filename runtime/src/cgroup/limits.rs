@@ -47,8 +47,64 @@ pub(super) fn protection(qos: QosClass) -> Option<&'static str> {
     }
 }
 
+/// A file and what goes into it.
+pub(super) type Limit = (&'static str, String);
+
+/// What a resize changes of the pod's own cgroup: [`of_pod`], with what is no longer limited said.
+pub(super) fn changing(hierarchy: &Hierarchy, pod: &PodSpec) -> Vec<Limit> {
+    let mut files = unlimited(hierarchy);
+    if let (Hierarchy::V2 { .. }, Some(file)) = (hierarchy, protection(pod.qos)) {
+        files.push((file, "0".into()));
+    }
+    replace(files, of_pod(hierarchy, pod, 0).into_iter().filter(|(file, _)| *file != "pids.max"))
+}
+
+/// What a resize changes of a container's.
+pub(super) fn of_container(hierarchy: &Hierarchy, qos: QosClass, resources: &Resources) -> Vec<Limit> {
+    let quota = resources.cpu_limit_millis.map(cpu_quota_microseconds);
+    let memory = resources.memory_limit_bytes.map(|bytes| bytes.to_string());
+    let mut files = unlimited(hierarchy);
+    let mut set: Vec<Limit> = Vec::new();
+    match hierarchy {
+        Hierarchy::V2 { .. } => {
+            files.extend(protection(qos).map(|file| (file, "0".to_string())));
+            files.push(("memory.high", "max".into()));
+            set.extend(unified(qos, resources));
+            set.extend(quota.map(|q| ("cpu.max", format!("{q} {CPU_PERIOD_MICROSECONDS}"))));
+            set.extend(memory.map(|bytes| ("memory.max", bytes)));
+        }
+        Hierarchy::V1 { .. } => {
+            set.push(("cpu.shares", cpu_shares(resources).to_string()));
+            set.extend(quota.map(|q| ("cpu.cfs_quota_us", q.to_string())));
+            set.extend(memory.map(|bytes| ("memory.limit_in_bytes", bytes)));
+        }
+    }
+    replace(files, set)
+}
+
+fn unlimited(hierarchy: &Hierarchy) -> Vec<Limit> {
+    match hierarchy {
+        Hierarchy::V2 { .. } => {
+            vec![("cpu.max", format!("max {CPU_PERIOD_MICROSECONDS}")), ("memory.max", "max".into())]
+        }
+        Hierarchy::V1 { .. } => {
+            vec![("cpu.cfs_quota_us", "-1".into()), ("memory.limit_in_bytes", "-1".into())]
+        }
+    }
+}
+
+fn replace(mut files: Vec<Limit>, with: impl IntoIterator<Item = Limit>) -> Vec<Limit> {
+    for (file, value) in with {
+        match files.iter_mut().find(|(known, _)| *known == file) {
+            Some((_, known)) => *known = value,
+            None => files.push((file, value)),
+        }
+    }
+    files
+}
+
 /// File and value of each limit of the pod's own cgroup. A file that the kernel lacks is the caller's to skip.
-pub(super) fn of_pod(hierarchy: &Hierarchy, pod: &PodSpec, pids_max: u64) -> Vec<(&'static str, String)> {
+pub(super) fn of_pod(hierarchy: &Hierarchy, pod: &PodSpec, pids_max: u64) -> Vec<Limit> {
     let resources = &pod.resources;
     let shares = cpu_shares(resources);
     let quota = resources.cpu_limit_millis.map(cpu_quota_microseconds);
@@ -110,6 +166,48 @@ mod tests {
         assert_eq!(cpu_quota_microseconds(u64::MAX), CPU_QUOTA_MICROSECONDS_MAX, "no overflow");
         check(Some(u64::MAX), None, 262_144);
         assert_eq!((cpu_weight(2), cpu_weight(262_144)), (1, 10_000));
+    }
+
+    #[test]
+    fn a_resize_says_also_what_is_no_longer_limited() {
+        let v1 = Hierarchy::V1 { controllers: std::collections::BTreeMap::new(), unified: None };
+        let v2 = Hierarchy::V2 { root: "/".into() };
+        let check = |hierarchy: &Hierarchy, qos, resources: &Resources, expected: &[(&str, &str)]| {
+            let files = of_container(hierarchy, qos, resources);
+            let files: Vec<_> = files.iter().map(|(file, value)| (*file, value.as_str())).collect();
+            assert_eq!(files, expected, "{resources:?}");
+        };
+        let none = Resources::default();
+        let some = Resources {
+            cpu_request_millis: Some(250),
+            cpu_limit_millis: Some(500),
+            memory_request_bytes: Some(1000),
+            memory_limit_bytes: Some(2000),
+            ..none
+        };
+        let unlimited = [("cpu.cfs_quota_us", "-1"), ("memory.limit_in_bytes", "-1"), ("cpu.shares", "2")];
+        check(&v1, QosClass::BestEffort, &none, &unlimited);
+        let limited =
+            [("cpu.cfs_quota_us", "50000"), ("memory.limit_in_bytes", "2000"), ("cpu.shares", "256")];
+        check(&v1, QosClass::Burstable, &some, &limited);
+        let limited = [
+            ("cpu.max", "50000 100000"),
+            ("memory.max", "2000"),
+            ("memory.low", "1000"),
+            ("memory.high", "1900"),
+            ("memory.oom.group", "1"),
+            ("cpu.weight", "10"),
+        ];
+        check(&v2, QosClass::Burstable, &some, &limited);
+        let unlimited = [
+            ("cpu.max", "max 100000"),
+            ("memory.max", "max"),
+            ("memory.low", "0"),
+            ("memory.high", "max"),
+            ("memory.oom.group", "1"),
+            ("cpu.weight", "1"),
+        ];
+        check(&v2, QosClass::Burstable, &none, &unlimited);
     }
 
     #[test]
