@@ -156,12 +156,17 @@ async fn route(
     door: Door,
     request: hyper::Request<Incoming>,
 ) -> Result<Response, Refusal> {
-    let path = decoded(request.uri().path())?;
+    let mut path = decoded(request.uri().path())?;
     let parts: Vec<&str> = path.iter().map(String::as_str).collect();
-    let query = Query::of(&request);
     if !door.admits(&parts) {
         return Err(not_found());
     }
+    if let (Door::Cluster, Some(at)) = (door, pod_in(&parts)) {
+        let (namespace, name) = (path[at - 1].clone(), path[at].clone());
+        path[at] = context.ask(|answer| Request::LocalName { namespace, name, answer }).await??;
+    }
+    let parts: Vec<&str> = path.iter().map(String::as_str).collect();
+    let query = Query::of(&request);
     match (request.method(), parts.as_slice()) {
         (&Method::GET, ["healthz"]) => Ok(text("ok")),
         (&Method::GET, ["metrics"]) => stats::metrics(context).await,
@@ -236,6 +241,15 @@ fn not_found() -> Refusal {
 }
 
 /// The components of a path, percent-decoded each: a name that holds a slash stays one name, which nothing has.
+/// Which part of a path names a pod; the one before it is its namespace.
+fn pod_in(path: &[&str]) -> Option<usize> {
+    match path {
+        ["containerLogs" | "exec" | "attach", _, _, _] | ["portForward", _, _] => Some(2),
+        ["coracle", "v1", "connect", _, _, _] => Some(4),
+        _ => None,
+    }
+}
+
 fn decoded(path: &str) -> Result<Vec<String>, Refusal> {
     // As the control plane reads it, which has judged it.
     let decode = |part: &str| {

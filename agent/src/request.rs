@@ -34,6 +34,8 @@ pub(crate) enum Request {
         name: String,
         answer: oneshot::Sender<Result<(), Refusal>>,
     },
+    /// What the pod is called here that the API calls so.
+    LocalName { namespace: String, name: String, answer: oneshot::Sender<Result<String, Refusal>> },
     /// The way to a running container.
     Container {
         namespace: String,

@@ -1,10 +1,12 @@
 //! Boards as nodes of a cluster: the real agent against the real control plane, driven by a stock kubectl.
 
 use anyhow::{Context, Result};
-use coracle_tests::agent::Board;
+use coracle_tests::agent::{Board, in_namespace};
 use coracle_tests::fleet::Fleet;
 use coracle_tests::manifest::{SLEEP, first, pod, running};
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
 
 /// A control plane, and one board that belongs to it, with its node registered.
 fn start(config: &str) -> Result<(Fleet, Board)> {
@@ -164,6 +166,61 @@ fn a_pod_of_the_board_has_a_mirror_pod() {
 
     board.remove_manifest("own.yaml").expect("removed");
     fleet.wait(&["pod/own-board-1", "--for=delete"]).expect("the mirror goes with the pod");
+}
+
+/// `kubectl` by itself with what it is to read; the control plane knows the board's own pods by their mirror pods alone.
+#[test]
+fn a_mirror_pod_leads_to_the_pod_of_the_board() {
+    let mut fleet = Fleet::start(&[]).expect("a control plane");
+    let board = fleet.ready_board("").expect("a board");
+    let own = |name: &str| {
+        let script = format!(
+            "mkdir /www; echo {name} > /www/index.html; httpd -p 8080 -h /www; trap 'exit 0' TERM; while :; do echo tick of {name}; sleep 1; done"
+        );
+        pod(name, &script, "")
+    };
+    // The second one's name is that of the first one's mirror pod.
+    board.manifest("own.yaml", &own("own")).expect("written");
+    board.manifest("other.yaml", &own("own-board-1")).expect("written");
+    let mirrors = ["own-board-1", "own-board-1-board-1"];
+    for mirror in mirrors {
+        board.until("the mirror pod is there", || Ok(fleet.get(&["pod", mirror]).ok())).expect("there");
+        fleet.wait(&[&format!("pod/{mirror}"), "--for=condition=Ready"]).expect("runs");
+    }
+    for (mirror, name) in mirrors.into_iter().zip(["own", "own-board-1"]) {
+        let said = |arguments: &[&str]| fleet.kubectl(arguments).expect("answers");
+        assert_eq!(said(&["logs", mirror, "--tail", "1"]), format!("tick of {name}"));
+        assert_eq!(said(&["exec", mirror, "--", "cat", "/www/index.html"]), name);
+        let proxied = format!("/api/v1/namespaces/default/pods/{mirror}:8080/proxy/");
+        assert_eq!(said(&["get", "--raw", &proxied]), name);
+        let mut forward = fleet.kubectl_command(&["port-forward", mirror, ":8080"]);
+        let mut forward = fleet.spawn(forward.stdout(Stdio::piped())).expect("starts");
+        let mut line = String::new();
+        // It prints a line for each connection, and dies if nobody takes it.
+        let mut out = BufReader::new(forward.stdout.take().expect("piped"));
+        out.read_line(&mut line).expect("says where");
+        let port =
+            line.split(" -> ").next().and_then(|text| text.rsplit(':').next()).expect("a port").to_string();
+        let answer = in_namespace(fleet.netns(), || -> std::io::Result<String> {
+            let mut stream = std::net::TcpStream::connect(format!("127.0.0.1:{port}"))?;
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        });
+        assert!(answer.expect("in there").expect("answers").ends_with(&format!("{name}\n")));
+        forward.kill().and_then(|()| forward.wait()).expect("ended");
+        let mut attach = fleet.kubectl_command(&["attach", mirror]);
+        let mut attach = fleet.spawn(attach.stdout(Stdio::piped())).expect("starts");
+        let mut line = String::new();
+        BufReader::new(attach.stdout.take().expect("piped")).read_line(&mut line).expect("hears it");
+        attach.kill().and_then(|()| attach.wait()).expect("ended");
+        assert_eq!(line, format!("tick of {name}\n"));
+    }
+    // By its own name the API knows no such pod, and neither does the kubelet.
+    let raw = "/api/v1/nodes/board-1/proxy/containerLogs/default/own/main";
+    let refused = fleet.kubectl(&["get", "--raw", raw]).expect_err("is not there").to_string();
+    assert!(refused.contains("NotFound"), "{refused}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use super::objects::{Key, Origin};
 use super::{Answer, Engine, Entry, Row, WATCH_MAX, facts, objects};
+use crate::cluster::outbox::mirror_name;
 use crate::record::{ObjectRecord, PodRecord, Source};
 use crate::request::{Applied, Change, ChangeKind, Kind, Outcome, Refusal, Request, Target};
 use crate::sources::{self, FileManifest};
@@ -28,6 +29,9 @@ impl Engine {
             Request::Pods(to) => to.send(self.pods.values().map(Entry::shown).collect()).is_ok(),
             Request::Watch(to) => self.watch(to),
             Request::Events(to) => to.send(self.events.list()).is_ok(),
+            Request::LocalName { namespace, name, answer } => {
+                answer.send(self.local_name(&namespace, &name)).is_ok()
+            }
             Request::ImagesInUse(to) => to.send(self.images_in_use()).is_ok(),
             Request::ImagesChanged => {
                 self.look_at_images();
@@ -88,6 +92,23 @@ impl Engine {
         let mut found = self.pods.iter().filter(|(_, e)| named(e)).collect::<Vec<_>>();
         found.sort_by_key(|(_, e)| e.blocked_by.is_some());
         found.last().map(|(uid, _)| *uid)
+    }
+
+    /// Of a mirror pod the pod that it is the image of. One that was given to the board itself is known to the API by its
+    /// mirror pod's name alone.
+    fn local_name(&self, namespace: &str, name: &str) -> Result<String, Refusal> {
+        let node = &self.board.settings().node_name;
+        let is_meant = |entry: &&Entry| {
+            let own = entry.record.source != Source::Api;
+            entry.spec.namespace == namespace
+                && if own { mirror_name(&entry.record.pod, node) == name } else { entry.spec.name == name }
+        };
+        // A pod of the API that has taken that name is what the API means.
+        let meant = self.pods.values().filter(is_meant);
+        match meant.max_by_key(|entry| entry.record.source == Source::Api) {
+            Some(entry) => Ok(entry.spec.name.clone()),
+            None => Err(Refusal::not_found(Kind::Pod, name)),
+        }
     }
 
     fn target(&self, namespace: &str, name: &str, container: &str) -> Result<Target, Refusal> {
