@@ -1,17 +1,19 @@
 //! The kubelet's HTTPS port, for an API server that dials boards instead of waiting for their tunnel.
 //!
 //! ```text
-//! accept ─► TLS, client certificate of the cluster's authority ─► may they? (SubjectAccessReview, cached) ─► route
+//! accept ─► TLS ─► who? certificate of the cluster's authority, or token (TokenReview) ─► may they? (SubjectAccessReview) ─► route
 //! ```
-//! Invariants: nobody gets as far as HTTP without a certificate that the cluster's authority signed, and nobody is answered
-//! whom the API server does not vouch for; connections, handshakes and cached answers are bounded. Left out: bearer tokens
-//! (TokenReview), anonymous health checks.
+//! Invariants: nobody's request is looked at without one of the two, a certificate that another authority signed ends the
+//! handshake, and nobody is answered whom the API server does not vouch for; connections, handshakes and cached answers are
+//! bounded. Left out: anonymous health checks.
 
 use super::review::Reviewer;
 use super::{Context, Door, refused_as_kubelet, route, timed};
 use crate::cluster::client::Client;
 use crate::request::Refusal;
 use hyper::body::Incoming;
+use hyper::header::AUTHORIZATION;
+use hyper::http::request::Parts;
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
@@ -105,13 +107,12 @@ async fn talk(
     stream.set_nodelay(true)?;
     let tls = timeout(HANDSHAKE, tls.accept(stream)).await??;
     let leaf = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let caller = leaf.and_then(|leaf| Caller::of(leaf)).ok_or(io::ErrorKind::PermissionDenied)?;
-    let caller = Arc::new(caller);
+    let certified = leaf.and_then(|leaf| Caller::of(leaf)).map(Arc::new);
     let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
-        let (context, caller, reviewer) = (context.clone(), caller.clone(), reviewer.clone());
+        let (context, certified, reviewer) = (context.clone(), certified.clone(), reviewer.clone());
         async move {
             let (head, body) = request.into_parts();
-            let answered = match reviewer.review(&caller, &head).await {
+            let answered = match admit(certified, &reviewer, &head).await {
                 Ok(()) => route(&context, Door::Cluster, hyper::Request::from_parts(head, body)).await,
                 Err(refusal) => Err(refusal),
             };
@@ -122,7 +123,21 @@ async fn talk(
     connection.await.map_err(io::Error::other)
 }
 
-/// Who calls, by the certificate that TLS has verified: the common name is the user, the organisations are the groups.
+/// # Errors
+/// 401 for whom nobody knows, 403 for what they may not.
+async fn admit(certified: Option<Arc<Caller>>, reviewer: &Reviewer, request: &Parts) -> Result<(), Refusal> {
+    let caller = match certified {
+        Some(caller) => caller,
+        None => {
+            let bearer = request.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+            let token = bearer.and_then(|text| text.strip_prefix("Bearer ")).map(str::trim);
+            reviewer.authenticate(token.unwrap_or_default()).await?
+        }
+    };
+    reviewer.review(&caller, request).await
+}
+
+/// Who calls. By the certificate that TLS has verified, the common name is the user, the organisations are the groups.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Caller {
     pub user: String,
@@ -147,6 +162,8 @@ fn tls(authority: &[u8], dir: &Path, node: &str) -> Result<ServerConfig, PortErr
         roots.add(certificate)?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        // They may have a token.
+        .allow_unauthenticated()
         .build()
         .map_err(|error| PortError::Authority(error.to_string()))?;
     let serving = Serving::open(dir, node, provider.clone())?;

@@ -1,4 +1,5 @@
-//! Whether a caller may use the kubelet's API: the API server is asked, as the kubelet's webhook mode does.
+//! Who a caller is by a token, and whether a caller may use the kubelet's API: the API server is asked, as the kubelet's
+//! webhook modes do. Of a token its digest is remembered, never the token.
 
 use super::port::Caller;
 use crate::cluster::client::Client;
@@ -10,29 +11,77 @@ use hyper::http::request::Parts;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec, SubjectAccessReviewStatus,
 };
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long an answer holds, as the kubelet's.
 const ALLOWED: Duration = Duration::from_secs(300);
 const DENIED: Duration = Duration::from_secs(30);
-/// Answers that are kept.
+/// How long a token is believed without being asked for, as the kubelet's.
+const KNOWN: Duration = Duration::from_secs(120);
+/// Answers that are kept, of each kind.
 const CACHED_MAX: usize = 256;
+/// Of a token; those of service accounts have about 1000.
+const TOKEN_BYTES_MAX: usize = 16 << 10;
 const PATH: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+const TOKENS: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 
 type Question = (Caller, &'static str, &'static str);
+
+/// Its SHA-256.
+type Token = [u8; 32];
 
 /// Asks, and remembers.
 pub(super) struct Reviewer {
     client: Client,
     node: String,
     answers: Mutex<BTreeMap<Question, (Instant, bool)>>,
+    tokens: Mutex<BTreeMap<Token, (Instant, Arc<Caller>)>>,
 }
 
 impl Reviewer {
     pub(super) fn new(client: Client, node: String) -> Reviewer {
-        Reviewer { client, node, answers: Mutex::default() }
+        Reviewer { client, node, answers: Mutex::default(), tokens: Mutex::default() }
+    }
+
+    /// Who has this token.
+    ///
+    /// # Errors
+    /// 401 for nobody; 500 while the API server does not say.
+    pub(super) async fn authenticate(&self, token: &str) -> Result<Arc<Caller>, Refusal> {
+        let nobody = || Refusal { code: 401, reason: "Unauthorized", message: "Unauthorized".into() };
+        if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
+            return Err(nobody());
+        }
+        let digest: Token = Sha256::digest(token.as_bytes()).into();
+        let known = locked(&self.tokens).get(&digest).cloned();
+        if let Some((until, caller)) = known
+            && until > Instant::now()
+        {
+            return Ok(caller);
+        }
+        let review = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token},
+        });
+        let reviewed: Value = self.client.create(TOKENS, &review).await.map_err(|error| {
+            tracing::debug!(%error, "nobody says whose a token is");
+            let message = "Authentication error: the API server does not answer".into();
+            Refusal { code: 500, reason: "InternalError", message }
+        })?;
+        let status = &reviewed["status"];
+        let user = status["user"]["username"].as_str().unwrap_or_default();
+        if status["authenticated"] != true || user.is_empty() {
+            return Err(nobody());
+        }
+        let groups = status["user"]["groups"].as_array().into_iter().flatten();
+        let groups = groups.filter_map(|group| group.as_str().map(String::from)).collect();
+        let caller = Caller { user: user.into(), groups };
+        let caller = Arc::new(caller);
+        keep(&mut locked(&self.tokens), digest, (Instant::now() + KNOWN, caller.clone()));
+        Ok(caller)
     }
 
     /// # Errors
@@ -40,12 +89,13 @@ impl Reviewer {
     pub(super) async fn review(&self, caller: &Caller, request: &Parts) -> Result<(), Refusal> {
         let (verb, subresource) = attributes(request);
         let question = (caller.clone(), verb, subresource);
-        let known = self.answers().get(&question).copied();
+        let known = locked(&self.answers).get(&question).copied();
         let allowed = match known {
             Some((until, allowed)) if until > Instant::now() => allowed,
             _ => {
                 let allowed = self.ask(caller, verb, subresource).await?;
-                self.keep(question, allowed);
+                let until = Instant::now() + if allowed { ALLOWED } else { DENIED };
+                keep(&mut locked(&self.answers), question, (until, allowed));
                 allowed
             }
         };
@@ -85,19 +135,17 @@ impl Reviewer {
             }
         }
     }
+}
 
-    fn keep(&self, question: Question, allowed: bool) {
-        let mut answers = self.answers();
-        if answers.len() >= CACHED_MAX {
-            answers.clear();
-        }
-        let until = Instant::now() + if allowed { ALLOWED } else { DENIED };
-        answers.insert(question, (until, allowed));
+fn keep<K: Ord, V>(answers: &mut BTreeMap<K, V>, question: K, answer: V) {
+    if answers.len() >= CACHED_MAX {
+        answers.clear();
     }
+    answers.insert(question, answer);
+}
 
-    fn answers(&self) -> MutexGuard<'_, BTreeMap<Question, (Instant, bool)>> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn locked<T>(answers: &Mutex<T>) -> MutexGuard<'_, T> {
+    answers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Verb and subresource of nodes. What enters a pod is `create`, whatever its method.
