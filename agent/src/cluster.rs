@@ -92,6 +92,7 @@ pub(crate) fn start(link: Link, config: &Config, context: &Context) {
         tokio::spawn(serve_port(kubeconfig, port, client.clone(), context.clone()));
     }
     let (uid, node_uid) = cell::channel(None);
+    let (regained, silences) = cell::channel(0);
     let interval = Duration::from_secs(config.cluster.lease_renew_seconds);
     let node_name = board.settings().node_name.clone();
     let registrar = node::Registrar {
@@ -105,6 +106,7 @@ pub(crate) fn start(link: Link, config: &Config, context: &Context) {
         port: port.into(),
         interval,
         report_interval: Duration::from_secs(config.cluster.status_report_seconds),
+        regained: silences,
         uid,
     };
     tokio::spawn(registrar.run());
@@ -113,7 +115,7 @@ pub(crate) fn start(link: Link, config: &Config, context: &Context) {
         let renewal = renew::Renewal { client: client.clone(), credentials, clock, node: node_name.clone() };
         tokio::spawn(renewal.run());
     }
-    tokio::spawn(lease::run(client.clone(), node_name.clone(), node_uid.clone(), interval));
+    tokio::spawn(lease::run(client.clone(), node_name.clone(), node_uid.clone(), interval, regained));
     tokio::spawn(pods::Pods { client, node_name, node_uid, engine, reports }.run());
 }
 

@@ -188,6 +188,16 @@ impl Fleet {
         Ok(board)
     }
 
+    /// Pulls the cable of the `n`th board, counted from 1.
+    pub fn cut(&self, n: u8) -> Result<()> {
+        in_namespace(&self.netns, || ip(&format!("link set board{n} down")))?
+    }
+
+    /// The reverse of [`Fleet::cut`].
+    pub fn mend(&self, n: u8) -> Result<()> {
+        in_namespace(&self.netns, || ip(&format!("link set board{n} up")))?
+    }
+
     /// The line that a board joins with: `coracle join https://…`.
     pub fn join_line(&self) -> Result<String> {
         self.join_line_with(&[])

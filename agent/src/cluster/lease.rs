@@ -8,6 +8,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 const NAMESPACE: &str = "kube-node-lease";
@@ -20,16 +21,23 @@ pub(crate) async fn run(
     node_name: String,
     mut node_uid: watch::Receiver<Option<String>>,
     interval: Duration,
+    regained: watch::Sender<u64>,
 ) {
     let Ok(uid) = node_uid.wait_for(Option::is_some).await.map(|uid| uid.clone().unwrap_or_default()) else {
         return;
     };
     let mut heartbeat = Heartbeat { client, node_name, node_uid: uid, interval, held: None };
     let mut backoff = Backoff::default();
+    let mut heard = Instant::now();
     loop {
         let wait = match heartbeat.beat().await {
             Ok(()) => {
                 backoff.succeeded();
+                // The server may have given this node up meanwhile.
+                if heard.elapsed() > interval * 2 {
+                    regained.send_modify(|times| *times += 1);
+                }
+                heard = Instant::now();
                 interval
             }
             Err(error) => {

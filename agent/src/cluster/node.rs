@@ -33,6 +33,8 @@ pub(crate) struct Registrar {
     pub interval: Duration,
     /// Between reports of what has not.
     pub report_interval: Duration,
+    /// Counts how often the API server was heard again after a silence: what it holds of the node is not what it was told.
+    pub regained: watch::Receiver<u64>,
     /// Who is told the Node's uid.
     pub uid: watch::Sender<Option<String>>,
 }
@@ -45,7 +47,7 @@ struct Told {
 
 impl Registrar {
     /// For ever.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::default();
         let mut told = None;
         let mut facts = Facts::default();
@@ -65,7 +67,10 @@ impl Registrar {
                     backoff.next().min(self.interval)
                 }
             };
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                Ok(()) = self.regained.changed() => told = None,
+            }
         }
     }
 

@@ -81,7 +81,7 @@ async fn board(number: usize, simulate: Arc<Simulate>, joining: Arc<Semaphore>) 
     };
     tokio::join!(
         node(&client, &name, &uid),
-        lease::run(client.clone(), name.clone(), node_uid, interval),
+        lease::run(client.clone(), name.clone(), node_uid, interval, cell::channel(0).0),
         pods.run(),
         table(heard, reports, number),
     );

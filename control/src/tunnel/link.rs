@@ -123,17 +123,14 @@ impl<T: Io + 'static> Driver<T> {
     /// Until the board leaves, stops answering, or comes anew.
     pub(super) async fn run(self) -> Result<(), TunnelError> {
         let Driver { mut connection, mut requests, link } = self;
-        let ended = {
-            let mut driven = pin!(drive(&mut connection, &mut requests));
-            let mut pinged = pin!(pings(&link));
-            tokio::select! {
-                ended = &mut driven => ended,
-                failed = &mut pinged => Err(failed),
-            }
-        };
-        // A goodbye, if the other end takes it.
-        drop(timeout(PONG, poll_fn(|cx| connection.poll_close(cx))).await);
-        ended
+        let mut driven = pin!(drive(&mut connection, &mut requests));
+        let mut pinged = pin!(pings(&link));
+        // Without a goodbye: while yamux says one, whoever reads from a stream is never told that it has ended. What is
+        // dropped ends all of them.
+        tokio::select! {
+            ended = &mut driven => ended,
+            failed = &mut pinged => Err(failed),
+        }
     }
 }
 
