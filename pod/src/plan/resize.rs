@@ -14,7 +14,9 @@ use crate::observed::{InstanceId, Sandbox};
 use crate::resize::{self, Verdict};
 use crate::spec::{ContainerSpec, Resources};
 use k8s_openapi::api::core::v1::{PodCondition, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::BTreeMap;
 
 const PENDING: &str = "PodResizePending";
 const IN_PROGRESS: &str = "PodResizeInProgress";
@@ -133,8 +135,12 @@ impl Planner<'_> {
     }
 
     /// `status.containerStatuses[].resources` and `allocatedResources`.
-    pub(super) fn resources_status(&self, container: &ContainerSpec) -> [ResourceRequirements; 2] {
-        [self.actual(container), self.allocated(container)].map(|resources| resize::requirements(&resources))
+    pub(super) fn resources_status(
+        &self,
+        container: &ContainerSpec,
+    ) -> (ResourceRequirements, Option<BTreeMap<String, Quantity>>) {
+        let actual = resize::requirements(&self.actual(container));
+        (actual, resize::requirements(&self.allocated(container)).requests)
     }
 
     pub(super) fn resize_conditions(&mut self) -> Vec<PodCondition> {

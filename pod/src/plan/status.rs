@@ -177,10 +177,10 @@ impl Planner<'_> {
             Role::Main => self.ready(container),
             Role::Ephemeral => false,
         };
-        let [resources, allocated] = self.resources_status(container);
+        let (resources, allocated) = instance.map(|_| self.resources_status(container)).unzip();
         ContainerStatus {
-            resources: instance.is_some().then_some(resources),
-            allocated_resources: allocated.requests.filter(|_| instance.is_some()),
+            resources,
+            allocated_resources: allocated.flatten(),
             name: container.name.clone(),
             image: former.unwrap_or_else(|| container.image.clone()),
             image_id,
