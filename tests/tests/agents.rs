@@ -192,3 +192,41 @@ fn a_board_whose_store_is_damaged_runs_its_pods_from_the_export() {
     let aside = std::fs::read_dir(board.root()).expect("lists").filter_map(Result::ok);
     assert!(aside.into_iter().any(|e| e.file_name().to_string_lossy().contains("damaged")), "it is kept");
 }
+
+/// At whatever moment: on the way up of a pod, on its way down, in between.
+#[test]
+fn an_agent_that_is_killed_at_any_moment_leaves_nothing_of_a_pod_behind() {
+    let mut board = Board::start("").expect("a board");
+    let before = board.census().expect("counted");
+    let init = "\n  initContainers: [{name: init, image: 'example.test/busybox:1', command: ['true']}]\n  volumes: [{name: m, emptyDir: {medium: Memory}}]\n  containers:";
+    let text = named("boat")
+        .replace("\n  containers:", init)
+        .replace("1000']", "1000'], volumeMounts: [{name: m, mountPath: /m}]");
+    for round in 0..24 {
+        // A pod is up within some 40 ms here, and down within as many.
+        let moment = std::time::Duration::from_millis(round % 12 * 5);
+        if round / 12 == 0 {
+            board.manifest("boat.yaml", &text).expect("written");
+        } else {
+            board.wait("boat", "running", running).expect("runs");
+            board.remove_manifest("boat.yaml").expect("removed");
+        }
+        std::thread::sleep(moment);
+        board.kill_agent().expect("killed");
+        if round / 12 == 0 {
+            board.remove_manifest("boat.yaml").expect("removed");
+            board.start_agent().expect("starts again");
+            board.wait_gone("boat").expect("gone");
+            assert_eq!(board.census().expect("counted"), before, "killed {moment:?} into its way up");
+        } else {
+            board.start_agent().expect("starts again");
+            board.wait_gone("boat").expect("gone");
+            assert_eq!(board.census().expect("counted"), before, "killed {moment:?} into its way down");
+        }
+        if round >= 11 {
+            board.manifest("boat.yaml", &text).expect("written");
+        }
+    }
+    board.remove_manifest("boat.yaml").expect("removed");
+    board.wait_gone("boat").expect("gone");
+}

@@ -119,6 +119,68 @@ fn verbs_words_and_exit_codes_are_kubectls() {
     }
 }
 
+/// Lines of a command that goes on by itself; it is ended when this is dropped.
+struct Following(std::process::Child, std::io::Lines<std::io::BufReader<std::process::ChildStdout>>);
+
+impl Following {
+    fn start(board: &Board, arguments: &[&str]) -> Following {
+        use std::io::BufRead;
+        let mut command = std::process::Command::new(coracle_tests::agent::binary("coracle").expect("built"));
+        command.arg("--root").arg(board.root()).args(arguments);
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().expect("starts");
+        let lines = std::io::BufReader::new(child.stdout.take().expect("piped")).lines();
+        Following(child, lines)
+    }
+
+    /// Reads on to the line that is wanted.
+    fn until(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+        let found = self.1.by_ref().map(|line| line.expect("text")).find(|line| wanted(line));
+        found.expect("it goes on")
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.kill().and_then(|()| self.0.wait()).expect("ends");
+    }
+}
+
+#[test]
+fn what_follows_shows_what_happens_next() {
+    let board = Board::start("").expect("a board");
+    let script = "echo first; until test -e /go; do sleep 0.1; done; echo second; exec sleep 1000";
+    let text = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: main, image: 'example.test/busybox:1', command: [sh, -c, '{script}']}}\n"
+        )
+    };
+    board.apply(&text("one")).expect("applied");
+    board.wait("one", "running", coracle_tests::manifest::running).expect("runs");
+    let mut pods = Following::start(&board, &["ps", "-w"]);
+    pods.until(|line| line.contains(" one ") && line.contains("Running"));
+    let mut log = Following::start(&board, &["logs", "-f", "--timestamps", "one"]);
+    let stamped = |line: &str, word: &str| {
+        let (stamp, said) = line.split_once(' ').unwrap_or_default();
+        // RFC 3339 with nanoseconds, in UTC.
+        let digits = stamp.split_once('.').map_or("", |(_, rest)| rest);
+        said == word && stamp.starts_with("20") && digits.len() == 10 && stamp.ends_with('Z')
+    };
+    log.until(|line| stamped(line, "first"));
+    board.run(&["exec", "one", "--", "touch", "/go"]).expect("touched");
+    log.until(|line| stamped(line, "second"));
+    board.apply(&text("two")).expect("applied");
+    pods.until(|line| line.contains(" two ") && line.contains("Running"));
+    board.run(&["delete", "two"]).expect("deleted");
+    pods.until(|line| line.contains(" two ") && line.contains("Terminating"));
+
+    let version = board.run(&["version"]).expect("says");
+    assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
+    let refused = board.coracle(&["image", "rm", "example.test/busybox:1"]).expect("runs");
+    assert!(!refused.status.success(), "a pod uses it");
+    board.run(&["image", "rm", "example.test/web:1"]).expect("removed");
+    assert!(!board.run(&["image", "ls"]).expect("lists").contains("example.test/web"));
+}
+
 #[test]
 fn without_an_agent_it_is_said_what_to_do() {
     let board = Board::prepare("").expect("a board");

@@ -68,7 +68,7 @@ fn what_was_on_a_board_goes_with_it_and_cordons_are_taints() {
     let kubectl = Kubectl(&control);
     let create = |object: &str| kubectl.run(&["create", "-f", "-"], object).expect("made");
     create(&board("a", "4").to_string());
-    kubectl.ok(&["wait", "--for=jsonpath={.spec.podCIDR}=10.244.0.0/24", "node/a", "--timeout=30s"]);
+    kubectl.ok(&["wait", "--for=jsonpath={.spec.podCIDR}=10.240.0.0/24", "node/a", "--timeout=30s"]);
     kubectl.ok(&["cordon", "a"]);
     let tainted = "--for=jsonpath={.spec.taints[0].key}=node.kubernetes.io/unschedulable";
     kubectl.ok(&["wait", tainted, "node/a", "--timeout=30s"]);
@@ -88,5 +88,5 @@ fn what_was_on_a_board_goes_with_it_and_cordons_are_taints() {
     // A range that is free again is given again.
     kubectl.ok(&["delete", "node", "a"]);
     create(&board("b", "4").to_string());
-    kubectl.ok(&["wait", "--for=jsonpath={.spec.podCIDR}=10.244.0.0/24", "node/b", "--timeout=30s"]);
+    kubectl.ok(&["wait", "--for=jsonpath={.spec.podCIDR}=10.240.0.0/24", "node/b", "--timeout=30s"]);
 }
