@@ -190,7 +190,16 @@ fn tour(kubectl: &str) {
     check("explain deployment.spec.strategy", "rollingUpdate");
     check("apply -f -", "configmap/settings created");
     check("apply -f -", "configmap/settings unchanged");
-    check("diff -f -", "");
+    // By their exit codes: nothing differs, something does, it failed.
+    let ends = |arguments: &str, code: i32, expected: &[&str]| {
+        let words: Vec<&str> = arguments.split(' ').collect();
+        let output = fleet.kubectl_with(&words, MANIFEST).expect("kubectl starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{kubectl} {arguments}: {output:?}");
+        let found = |line: &&str| text.lines().any(|found| found == *line);
+        assert!(expected.iter().all(found) && expected.is_empty() == text.is_empty(), "{kubectl}: {text}");
+    };
+    ends("diff -f -", 0, &[]);
     check("get configmap settings -o jsonpath={.data.colour}", "blue");
     check("get configmaps -o custom-columns=N:.metadata.name --no-headers", "settings");
     check("get all", "deployment.apps/web");
@@ -201,6 +210,7 @@ fn tour(kubectl: &str) {
     check("label configmap settings tier=back", "configmap/settings labeled");
     check("annotate configmap settings note=x", "configmap/settings annotated");
     check("patch configmap settings -p {\"data\":{\"colour\":\"red\"}}", "configmap/settings patched");
+    ends("diff -f -", 1, &["-  colour: red", "+  colour: blue"]);
     check(
         "patch configmap settings --type=json -p [{\"op\":\"remove\",\"path\":\"/data/colour\"}]",
         "patched",
@@ -222,7 +232,10 @@ fn tour(kubectl: &str) {
     check("get nodes", "No resources found");
     check("get pods nothing", "Error from server (NotFound): pods \"nothing\" not found");
     check("delete -f -", "deleted");
-    check("wait --for=delete configmap/settings --timeout=60s", "");
+    // Old ones do not take it that there is nothing to wait for.
+    let gone = i32::from(kubectl == "kubectl-old");
+    ends("wait --for=delete configmap/settings --timeout=60s", gone, &[]);
+    ends("get configmap settings", 1, &[]);
 }
 
 const MANIFEST: &str = r"

@@ -4,6 +4,7 @@
 //! `pkg/registry`. A kind that is not here is not served; there are no half-served ones.
 
 mod autoscaler;
+mod classes;
 mod cluster;
 mod config;
 mod endpoints;

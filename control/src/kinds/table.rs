@@ -1,6 +1,6 @@
 //! The table. One row a kind and version, in the order in which discovery shows groups.
 
-use super::{BINDING, CORE, autoscaler, cluster, config, endpoints, pod, quota, service, workloads};
+use super::{BINDING, CORE, autoscaler, classes, cluster, config, endpoints, pod, quota, service, workloads};
 use crate::registry::{
     Name, PROXIED, Part, Resource, SCALE, Stored, Subresource, Verbs, cluster as of_cluster, connect,
     namespaced as of_namespace, part, status,
@@ -373,7 +373,10 @@ pub static RESOURCES: &[Resource] = &[
             "certificatesigningrequest",
         )
     },
-    Resource { ..of_namespace(("coordination.k8s.io", "v1"), "Lease", "leases", "lease") },
+    Resource {
+        validate: classes::validate_lease,
+        ..of_namespace(("coordination.k8s.io", "v1"), "Lease", "leases", "lease")
+    },
     Resource {
         generation: true,
         default: endpoints::default_endpoint_slice,
@@ -407,7 +410,11 @@ pub static RESOURCES: &[Resource] = &[
         validate: service::validate_network_policy,
         ..of_namespace(NETWORKING, "NetworkPolicy", "networkpolicies", "networkpolicy")
     },
-    Resource { ..of_cluster(("node.k8s.io", "v1"), "RuntimeClass", "runtimeclasses", "runtimeclass") },
+    Resource {
+        validate: classes::validate_runtime_class,
+        validate_update: classes::update_runtime_class,
+        ..of_cluster(("node.k8s.io", "v1"), "RuntimeClass", "runtimeclasses", "runtimeclass")
+    },
     Resource {
         short_names: &["pdb"],
         generation: true,
@@ -451,6 +458,9 @@ pub static RESOURCES: &[Resource] = &[
     },
     Resource {
         short_names: &["sc"],
+        default: classes::default_storage_class,
+        validate: classes::validate_storage_class,
+        validate_update: classes::update_storage_class,
         ..of_cluster(("storage.k8s.io", "v1"), "StorageClass", "storageclasses", "storageclass")
     },
 ];

@@ -13,7 +13,7 @@ use crate::auth::Identity;
 use crate::kinds;
 use crate::object;
 use crate::storage::{Revision, StorageError};
-use coracle_api::status::StatusError;
+use coracle_api::status::{GroupResource, StatusError};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
@@ -115,19 +115,24 @@ impl Registry {
     }
 }
 
+/// Upstream names the kind here, not the resource.
 fn preconditions(target: &Target, old: &Value, options: &DeleteOptions) -> Result<(), StatusError> {
-    let failed = |what: &str, asked: &str, is: &str| {
-        let why =
-            format!("Precondition failed: {what} in precondition: {asked}, {what} in object meta: {is}");
-        StatusError::conflict(target.resource.group_resource(), &target.name, why)
+    let failed = |what: &str, asked: &str, is: &str, since: &str| {
+        let why = format!(
+            "the {what} in the precondition ({asked}) does not match the {what} in record ({is}). The object might have been {since}"
+        );
+        let of = GroupResource { group: target.resource.group, resource: target.resource.kind };
+        StatusError::conflict(of, &target.name, why)
     };
     match &options.uid {
-        Some(uid) if uid != object::uid(old) => return Err(failed("UID", uid, object::uid(old))),
+        Some(uid) if uid != object::uid(old) => {
+            return Err(failed("UID", uid, object::uid(old), "deleted and then recreated"));
+        }
         _ => {}
     }
     let version = object::text(old, &["metadata", "resourceVersion"]);
     match &options.resource_version {
-        Some(asked) if asked != version => Err(failed("ResourceVersion", asked, version)),
+        Some(asked) if asked != version => Err(failed("ResourceVersion", asked, version, "modified")),
         _ => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use crate::storage::Revision;
 use coracle_api::decode::FieldValidation;
 use coracle_api::field::{Errors, Path, Problem, quoted};
 use coracle_api::status::{GroupKind, StatusError};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// How long a watch lasts when nobody says; upstream takes 30 to 60 minutes.
@@ -85,7 +85,7 @@ impl WriteOptions {
         let dry_run = dry_run(query.get("dryRun"), &mut errors);
         let asked = query.get("fieldValidation");
         let validation = FieldValidation::parse(asked).unwrap_or_else(|| {
-            errors.not_supported(&Path::new("fieldValidation"), asked, &["", "Ignore", "Warn", "Strict"]);
+            errors.not_supported(&Path::new("fieldValidation"), asked, &["", "Ignore", "Strict", "Warn"]);
             FieldValidation::Strict
         });
         let (path, named) = (Path::new("fieldManager"), query.get("fieldManager"));
@@ -113,7 +113,7 @@ fn dry_run(text: &str, errors: &mut Errors) -> bool {
         "" => false,
         "All" => true,
         other => {
-            errors.not_supported(&Path::new("dryRun"), other, &["All"]);
+            errors.not_supported(&Path::new("dryRun"), json!([other]), &["All"]);
             true
         }
     }
