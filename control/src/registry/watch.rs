@@ -224,3 +224,58 @@ impl WatchStream {
         WatchEvent::Bookmark(Arc::new(object))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ServiceRange;
+    use super::super::options::{Query, WriteOptions};
+    use super::*;
+    use crate::auth::Identity;
+    use crate::kinds;
+    use crate::storage::{Embedded, Storage};
+    use coracle_api::decode::Document;
+
+    /// On a clock that stands still until nothing else is to do.
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_watch_says_each_minute_how_far_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let storage = Storage::Embedded(Embedded::open(dir.path()).expect("a store"));
+        let services = ServiceRange::parse("10.96.0.0/16").expect("a range");
+        let registry = Registry::new(storage, services, "");
+        registry.bootstrap(6443).await.expect("a new cluster");
+        let resource = kinds::find("", "v1", "configmaps").expect("in the table");
+        let all = Target { resource, namespace: "default".into(), name: String::new() };
+        let watch = async |query: &str| {
+            let options = WatchOptions::parse(resource, &Query::parse(query)).expect("options");
+            registry.watch(&all, options).await.expect("a watch")
+        };
+        let query = "labelSelector=none&timeoutSeconds=150";
+        let mut told = watch(&format!("{query}&allowWatchBookmarks=true")).await;
+        let mut untold = watch(query).await;
+        let start = Instant::now();
+        let at = |event: Option<WatchEvent>| match event {
+            Some(WatchEvent::Bookmark(object)) => {
+                assert_eq!((&object["kind"], &object["apiVersion"]), (&json!("ConfigMap"), &json!("v1")));
+                assert!(object::at(&object, &["metadata", "annotations"]).is_null(), "{object}");
+                let version = object::text(&object, &["metadata", "resourceVersion"]);
+                version.parse::<u64>().expect("a version")
+            }
+            event => panic!("{event:?}"),
+        };
+        let first = at(told.next().await);
+        assert_eq!(start.elapsed().as_secs(), 60);
+        // What its selector hides moves it nevertheless.
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "hidden", "namespace": "default"}});
+        let document = Document { value: map, duplicates: Vec::new() };
+        let who = Identity::apiserver();
+        let made = registry.create(&who, &all, document, &WriteOptions::default()).await.expect("made");
+        let version =
+            object::text(&made.object, &["metadata", "resourceVersion"]).parse().expect("a version");
+        let second = at(told.next().await);
+        assert_eq!((start.elapsed().as_secs(), second), (120, version));
+        assert!(first < second);
+        assert!(told.next().await.is_none(), "its time is over");
+        assert_eq!(start.elapsed().as_secs(), 150);
+        assert!(untold.next().await.is_none(), "it did not ask for them");
+    }
+}

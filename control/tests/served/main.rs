@@ -8,6 +8,7 @@ mod autoscale;
 mod boards;
 mod changes;
 mod control;
+mod discovery;
 mod dry;
 mod endpoints;
 mod enroll;
