@@ -319,4 +319,5 @@ pub(super) fn validate_event(event: &Value, errors: &mut Errors) {
         let path = Path::new("involvedObject").child("namespace");
         errors.invalid(&path, involved, "does not match event.namespace");
     }
+    super::event::validate_timed(event, errors);
 }

@@ -8,6 +8,7 @@ mod classes;
 mod cluster;
 mod config;
 mod endpoints;
+mod event;
 mod gates;
 mod pod;
 mod podspec;
@@ -113,6 +114,9 @@ pub(crate) fn validate_new(resource: &Resource, object: &Value, errors: &mut Err
     }
     if resource.kind == "CronJob" && resource.group == "batch" {
         workloads::validate_new_cron_job(object, errors);
+    }
+    if resource.kind == "Event" && !resource.group.is_empty() {
+        event::validate_new(object, errors);
     }
 }
 

@@ -1,6 +1,8 @@
 //! The table. One row a kind and version, in the order in which discovery shows groups.
 
-use super::{BINDING, CORE, autoscaler, classes, cluster, config, endpoints, pod, quota, service, workloads};
+use super::{
+    BINDING, CORE, autoscaler, classes, cluster, config, endpoints, event, pod, quota, service, workloads,
+};
 use crate::registry::{
     Name, PROXIED, Part, Resource, SCALE, Stored, Subresource, Verbs, cluster as of_cluster, connect,
     namespaced as of_namespace, part, status,
@@ -386,6 +388,7 @@ pub static RESOURCES: &[Resource] = &[
     },
     Resource {
         short_names: &["ev"],
+        validate: event::validate_timed,
         stored: Some(Stored {
             group: "",
             version: "v1",

@@ -14,6 +14,7 @@ mod endpoints;
 mod enroll;
 #[path = "../storage/etcd.rs"]
 mod etcd;
+mod events;
 mod eviction;
 mod jobs;
 mod kinds;
