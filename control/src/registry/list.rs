@@ -61,8 +61,11 @@ impl Registry {
             let mut last = None;
             let entries = page.entries.len();
             for (read, entry) in page.entries.iter().enumerate() {
-                let object = load(target.resource, entry)?;
                 last = Some(entry.key.to_string());
+                if !options.selector.may_match(&entry.value) {
+                    continue;
+                }
+                let object = load(target.resource, entry)?;
                 if options.selector.matches(&object) {
                     items.push(object);
                     if items.len() == wanted {

@@ -171,6 +171,9 @@ impl WatchStream {
     /// What can be said without waiting.
     fn ready(&mut self) -> Result<Option<WatchEvent>, StatusError> {
         while let Some(entry) = self.initial.pop_front() {
+            if !self.selector.may_match(&entry.value) {
+                continue;
+            }
             let object = self.recent.object(self.resource, &entry)?;
             if self.selector.matches(&object) {
                 return Ok(Some(WatchEvent::Added(object)));
@@ -190,6 +193,9 @@ impl WatchStream {
     /// The event as this client sees it.
     fn seen(&self, event: &Event) -> Result<Option<WatchEvent>, StatusError> {
         let wanted = |entry: &Entry| -> Result<Option<Arc<Value>>, StatusError> {
+            if !self.selector.may_match(&entry.value) {
+                return Ok(None);
+            }
             let object = self.recent.object(self.resource, entry)?;
             Ok(self.selector.matches(&object).then_some(object))
         };
