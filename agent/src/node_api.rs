@@ -240,7 +240,6 @@ fn not_found() -> Refusal {
     Refusal { code: 404, reason: "NotFound", message }
 }
 
-/// The components of a path, percent-decoded each: a name that holds a slash stays one name, which nothing has.
 /// Which part of a path names a pod; the one before it is its namespace.
 fn pod_in(path: &[&str]) -> Option<usize> {
     match path {
@@ -250,6 +249,7 @@ fn pod_in(path: &[&str]) -> Option<usize> {
     }
 }
 
+/// The components of a path, percent-decoded each: a name that holds a slash stays one name, which nothing has.
 fn decoded(path: &str) -> Result<Vec<String>, Refusal> {
     // As the control plane reads it, which has judged it.
     let decode = |part: &str| {

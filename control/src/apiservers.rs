@@ -143,7 +143,7 @@ impl Shared {
     }
 
     async fn renew(&self) -> Result<(), StatusError> {
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
+        let now = crate::clock::micro_stamp(crate::clock::now());
         let annotations = json!({PEER_ADDRESS: self.peer.to_string(), API_ADDRESS: self.api.to_string()});
         let labels = json!({LABEL.0: LABEL.1});
         let spec = json!({
@@ -195,7 +195,7 @@ impl Shared {
         for (name, shown) in &wanted {
             self.put(&slice(name), |slice| {
                 object::set_meta(slice, "labels", json!({SERVICE_NAME: "kubernetes"}));
-                object::fields(slice).extend(object::fields(&mut shown.clone()).clone());
+                object::fields(slice).extend(shown.as_object().cloned().unwrap_or_default());
             })
             .await?;
         }

@@ -16,6 +16,11 @@ pub(crate) fn seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
+/// A `MicroTime`, as leases have it.
+pub(crate) fn micro_stamp(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+}
+
 /// [`seconds`] as text.
 pub(crate) fn stamp(time: Timestamp) -> String {
     seconds(time).to_string()

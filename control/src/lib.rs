@@ -17,6 +17,7 @@ pub mod pki;
 pub mod quota;
 pub mod registry;
 pub mod scheduler;
+mod shares;
 #[cfg(test)]
 mod simulated;
 pub mod storage;

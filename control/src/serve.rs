@@ -105,7 +105,7 @@ fn advertised(config: &Config, address: SocketAddr, with_port: bool) -> String {
         "" => config.hosts.first().cloned().unwrap_or_default(),
         said => said.to_string(),
     };
-    let ip = if address.ip().is_unspecified() { outward() } else { Some(address.ip()) };
+    let ip = own_ip(address);
     let said = if said.is_empty() { ip.unwrap_or(Ipv4Addr::LOCALHOST.into()).to_string() } else { said };
     // HOST, HOST:PORT, [V6]:PORT or V6 itself.
     let (host, port) = match said.parse::<IpAddr>() {
@@ -126,7 +126,7 @@ fn advertised(config: &Config, address: SocketAddr, with_port: bool) -> String {
 /// Where pods reach this one. By a name it is reached from outside; pods get an address.
 fn api_address(config: &Config, address: SocketAddr) -> SocketAddr {
     let (host, authority) = (advertised(config, address, false), advertised(config, address, true));
-    let own = if address.ip().is_unspecified() { outward() } else { Some(address.ip()) };
+    let own = own_ip(address);
     let ip = host.parse().ok().or(own).unwrap_or(address.ip());
     let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
     SocketAddr::new(ip, port.unwrap_or(address.port()))
@@ -134,9 +134,14 @@ fn api_address(config: &Config, address: SocketAddr) -> SocketAddr {
 
 /// Where other control planes reach this one.
 fn peer_address(config: &Config, address: SocketAddr) -> SocketAddr {
-    let ip = if address.ip().is_unspecified() { outward() } else { Some(address.ip()) };
+    let ip = own_ip(address);
     let own = SocketAddr::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()), address.port());
     config.peer_address.unwrap_or(own)
+}
+
+/// The address of this machine, as far as it is known.
+fn own_ip(address: SocketAddr) -> Option<IpAddr> {
+    if address.ip().is_unspecified() { outward() } else { Some(address.ip()) }
 }
 
 /// The address from which this machine would speak to the world. Nothing is sent.

@@ -159,3 +159,18 @@ fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
     entries.filter_map(|e| e.file_name().into_string().ok()).collect()
 }
+
+/// Everything below a directory, in order; what cannot be listed has nothing.
+pub fn everything_below(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let mut all: Vec<_> = entries
+        .flat_map(|entry| {
+            let path = entry.path();
+            let below =
+                if path.is_dir() && !path.is_symlink() { everything_below(&path) } else { Vec::new() };
+            std::iter::once(path).chain(below)
+        })
+        .collect();
+    all.sort();
+    all
+}

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,7 +50,6 @@ impl Registry {
 
     fn start_for(netns: &File, user: Option<User>) -> Result<Registry> {
         let dir = tempfile::tempdir()?;
-        let config = dir.path().join("config.yml");
         let root = dir.path().join("data");
         let (mut auth, mut authorization) = (String::new(), String::new());
         if let Some(User { basic, htpasswd }) = user {
@@ -58,13 +58,7 @@ impl Registry {
             auth = format!("auth: {{htpasswd: {{realm: quay, path: {}}}}}\n", file.display());
             authorization = format!("Authorization: Basic {basic}\r\n");
         }
-        std::fs::write(
-            &config,
-            format!(
-                "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{ADDRESS}\"}}\n{auth}",
-                root.display()
-            ),
-        )?;
+        configure(dir.path(), &root, &format!("http: {{addr: \"{ADDRESS}\"}}\n{auth}"))?;
         Registry::run(netns, ADDRESS, authorization, dir)
     }
 
@@ -125,11 +119,7 @@ impl Registry {
         std::fs::write(at("tls.key"), key)?;
         let root = self.dir.path().join("data");
         let tls = format!("{{certificate: {}, key: {}}}", at("tls.crt").display(), at("tls.key").display());
-        let config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{TLS_ADDRESS}\", tls: {tls}}}\n",
-            root.display()
-        );
-        std::fs::write(at("config.yml"), config)?;
+        configure(dir.path(), &root, &format!("http: {{addr: \"{TLS_ADDRESS}\", tls: {tls}}}\n"))?;
         let host = TLS_ADDRESS.split(':').next().unwrap_or_default();
         let own = in_namespace(&self.netns, || {
             Command::new("ip").args(["address", "add", host, "dev", "lo"]).status()
@@ -173,6 +163,13 @@ impl Registry {
         let code = answer.split(' ').nth(1).unwrap_or_default();
         if code.starts_with('2') { Ok(answer) } else { bail!("{method} {path}: {answer}") }
     }
+}
+
+/// Writes `config.yml` of a server of what is in `root`.
+fn configure(dir: &Path, root: &Path, more: &str) -> Result<()> {
+    let storage = format!("storage: {{filesystem: {{rootdirectory: {}}}}}", root.display());
+    let text = format!("version: 0.1\nlog: {{level: error}}\n{storage}\n{more}");
+    Ok(std::fs::write(dir.join("config.yml"), text)?)
 }
 
 impl Drop for Registry {

@@ -1,6 +1,7 @@
 //! What `coracle agent --root DIR` promises: everything below DIR, several agents on one machine.
 
 use coracle_tests::agent::{Board, binary};
+use coracle_tests::census::everything_below;
 use std::fs::File;
 use std::io::Write;
 use std::process::{Command, Output};
@@ -150,8 +151,7 @@ fn a_changed_manifest_replaces_its_pod_in_yaml_and_in_json() {
     let before = ["yaml", "json", "applied"].map(|name| uid(&says(name, "one")));
     board.manifest("yaml.yaml", &echo("yaml", "two")).expect("written");
     board.manifest("json.json", &json("two")).expect("written");
-    let told = board.apply(&echo("applied", "two"));
-    told.expect("applied");
+    board.apply(&echo("applied", "two")).expect("applied");
     let after = ["yaml", "json", "applied"].map(|name| uid(&says(name, "two")));
     for (one, other) in before.iter().zip(&after) {
         assert!(one.is_some() && one != other, "{before:?} {after:?}");
@@ -170,22 +170,13 @@ fn a_board_whose_store_is_damaged_runs_its_pods_from_the_export() {
     board.apply(SLEEPER).expect("applied");
     board.wait("sleeper", "running", running).expect("runs");
     board.power_cycle().expect("off");
-    let store = board.root().join("store");
-    let mut damaged = 0;
-    let mut dirs = vec![store.clone()];
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(dir).expect("lists") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else {
-                let length = std::fs::metadata(&path).expect("there").len();
-                std::fs::write(&path, vec![0xa5; usize::try_from(length).expect("small")]).expect("damaged");
-                damaged += 1;
-            }
-        }
+    let files: Vec<_> =
+        everything_below(&board.root().join("store")).into_iter().filter(|path| path.is_file()).collect();
+    for file in &files {
+        let length = std::fs::metadata(file).expect("there").len();
+        std::fs::write(file, vec![0xa5; usize::try_from(length).expect("small")]).expect("damaged");
     }
-    assert!(damaged > 0, "a store has files");
+    assert!(!files.is_empty(), "a store has files");
     board.start_agent().expect("starts all the same");
     board.wait("sleeper", "running", running).expect("runs");
     assert!(board.log().contains("the store was damaged"), "{}", board.log());
@@ -202,31 +193,23 @@ fn an_agent_that_is_killed_at_any_moment_leaves_nothing_of_a_pod_behind() {
     let text = named("boat")
         .replace("\n  containers:", init)
         .replace("1000']", "1000'], volumeMounts: [{name: m, mountPath: /m}]");
-    for round in 0..24 {
-        // A pod is up within some 40 ms here, and down within as many.
-        let moment = std::time::Duration::from_millis(round % 12 * 5);
-        if round / 12 == 0 {
+    for way in ["up", "down"] {
+        for step in 0..12 {
+            // A pod is up within some 40 ms here, and down within as many.
+            let moment = std::time::Duration::from_millis(step * 5);
             board.manifest("boat.yaml", &text).expect("written");
-        } else {
-            board.wait("boat", "running", running).expect("runs");
-            board.remove_manifest("boat.yaml").expect("removed");
-        }
-        std::thread::sleep(moment);
-        board.kill_agent().expect("killed");
-        if round / 12 == 0 {
-            board.remove_manifest("boat.yaml").expect("removed");
+            if way == "down" {
+                board.wait("boat", "running", running).expect("runs");
+                board.remove_manifest("boat.yaml").expect("removed");
+            }
+            std::thread::sleep(moment);
+            board.kill_agent().expect("killed");
+            if way == "up" {
+                board.remove_manifest("boat.yaml").expect("removed");
+            }
             board.start_agent().expect("starts again");
             board.wait_gone("boat").expect("gone");
-            assert_eq!(board.census().expect("counted"), before, "killed {moment:?} into its way up");
-        } else {
-            board.start_agent().expect("starts again");
-            board.wait_gone("boat").expect("gone");
-            assert_eq!(board.census().expect("counted"), before, "killed {moment:?} into its way down");
-        }
-        if round >= 11 {
-            board.manifest("boat.yaml", &text).expect("written");
+            assert_eq!(board.census().expect("counted"), before, "killed {moment:?} into its way {way}");
         }
     }
-    board.remove_manifest("boat.yaml").expect("removed");
-    board.wait_gone("boat").expect("gone");
 }

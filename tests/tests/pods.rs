@@ -1,6 +1,7 @@
 //! Pods on a real board: real agent, shim, helper, namespaces, cgroups, network.
 
 use coracle_tests::agent::Board;
+use coracle_tests::census::everything_below;
 use coracle_tests::manifest::{SLEEP, condition, ended, first, pod, restarts, running};
 
 #[test]
@@ -483,20 +484,6 @@ fn host_namespaces_and_a_shared_pid_namespace() {
     board.run(&["delete", "host", "shared", "--grace-period=0"]).expect("deleted");
 }
 
-/// Everything below a directory.
-fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
-    let mut all: Vec<_> = entries
-        .flat_map(|entry| {
-            let path = entry.path();
-            let below = if path.is_dir() && !path.is_symlink() { walk(&path) } else { Vec::new() };
-            std::iter::once(path).chain(below)
-        })
-        .collect();
-    all.sort();
-    all
-}
-
 #[test]
 fn a_full_disk_is_told_and_harms_no_running_pod() {
     let mut board = Board::prepare("").expect("a board");
@@ -513,7 +500,7 @@ fn a_full_disk_is_told_and_harms_no_running_pod() {
     assert!(full.contains("No space left on device") || full.contains("not stored"), "{full}");
     let events = board.get_text("/events").expect("events");
     assert!(events.contains("StoreWriteFailed") && events.contains("pods run on"), "{events}");
-    let images = || walk(&board.root().join("images"));
+    let images = || everything_below(&board.root().join("images"));
     let before = images();
     let import = board.coracle(&["image", "import", archive.to_str().expect("UTF-8")]).expect("runs");
     let said = String::from_utf8_lossy(&import.stderr).into_owned();

@@ -151,9 +151,10 @@ fn locked<T>(answers: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Verb and subresource of nodes. What enters a pod is `create`, whatever its method.
 fn attributes(request: &Parts) -> (&'static str, &'static str) {
     let path = request.uri.path();
-    match kubelet::enters(path, request.headers.contains_key(UPGRADE)) {
-        true => ("create", "proxy"),
-        false => (verb(&request.method), subresource(path)),
+    if kubelet::enters(path, request.headers.contains_key(UPGRADE)) {
+        ("create", "proxy")
+    } else {
+        (verb(&request.method), subresource(path))
     }
 }
 

@@ -8,6 +8,7 @@
 
 use super::Identity;
 use super::attributes::Attributes;
+use super::impersonate::service_account_user;
 use super::rules::PolicyRule;
 use crate::object;
 use coracle_api::field::quoted;
@@ -148,8 +149,7 @@ impl Roles {
                     if home.is_empty() {
                         continue;
                     }
-                    let user = format!("system:serviceaccount:{home}:{of}");
-                    (Subject::User(user), shown(&format!("{of}/{home}")))
+                    (Subject::User(service_account_user(home, of)), shown(&format!("{of}/{home}")))
                 }
                 _ => continue,
             };

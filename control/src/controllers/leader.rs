@@ -105,7 +105,7 @@ impl Candidate {
 
     /// Takes or renews the lease; false when it is somebody else's.
     async fn attempt(&mut self) -> Result<bool, StatusError> {
-        let now = crate::clock::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
+        let now = crate::clock::micro_stamp(crate::clock::now());
         let options = WriteOptions { manager: MANAGER.into(), ..WriteOptions::default() };
         let lease = match self.registry.get(&Candidate::target(NAME)).await {
             Ok(lease) => lease,

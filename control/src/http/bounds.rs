@@ -4,11 +4,11 @@
 //! others, as many boards may be behind one address. Requests under way are counted by whether they write, as upstream's
 //! max-in-flight; watches and streams are not among them: they are bounded by their connections.
 
+use crate::shares::Shares;
 use coracle_api::status::StatusError;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Connections at once; more wait in the listener's backlog.
@@ -36,46 +36,9 @@ pub(super) fn connections() -> usize {
     (files.saturating_sub(OTHER_FILES) / 2).clamp(16, CONNECTIONS_MAX)
 }
 
-/// Connections by where they come from.
-#[derive(Debug)]
-pub(super) struct Sources {
-    counts: Mutex<HashMap<IpAddr, usize>>,
-    each_max: usize,
-}
-
-impl Sources {
-    pub(super) fn new(connections_max: usize) -> Arc<Sources> {
-        Arc::new(Sources { counts: Mutex::default(), each_max: connections_max / 2 })
-    }
-
-    /// A place for one more connection from there, until it is dropped; `None` when they have half of all.
-    pub(super) fn place(self: &Arc<Sources>, source: IpAddr) -> Option<Place> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(source).or_default();
-        (*count < self.each_max).then(|| {
-            *count += 1;
-            Place { sources: self.clone(), source }
-        })
-    }
-}
-
-/// Held by a connection.
-#[derive(Debug)]
-pub(super) struct Place {
-    sources: Arc<Sources>,
-    source: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.sources.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.source);
-            }
-        }
-    }
+/// Places for connections by where they come from: half of all for each.
+pub(super) fn sources(connections_max: usize) -> Arc<Shares<IpAddr>> {
+    Shares::new(connections_max / 2)
 }
 
 /// Requests under way.
@@ -111,7 +74,7 @@ mod tests {
 
     #[test]
     fn one_address_has_half_of_the_places() {
-        let sources = Sources::new(4);
+        let sources = sources(4);
         let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let mut held: Vec<_> = (0..2).map(|_| sources.place(a).expect("a place")).collect();
         assert!(sources.place(a).is_none(), "half is the most");
@@ -119,7 +82,7 @@ mod tests {
         held.pop();
         held.push(sources.place(a).expect("a place that was left"));
         drop((held, other));
-        assert!(sources.counts.lock().expect("no panic").is_empty(), "nothing is kept of who left");
+        assert!(sources.is_empty(), "nothing is kept of who left");
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::enroll::Enrollment;
 use crate::registry::Registry;
 use crate::tunnel::Dialer;
 use crate::usage::Boards;
-use bounds::{InFlight, Sources};
+use bounds::InFlight;
 use metrics::Metrics;
 use rustls::ServerConfig;
 use std::sync::Arc;
@@ -110,7 +110,7 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(tls);
     let connections_max = bounds::connections();
     let slots = Arc::new(Semaphore::new(connections_max));
-    let sources = Sources::new(connections_max);
+    let sources = bounds::sources(connections_max);
     loop {
         let slot = slots.clone().acquire_owned().await.map_err(std::io::Error::other)?;
         let (stream, from) = match listener.accept().await {

@@ -75,8 +75,8 @@ pub(super) fn validate_update(new: &Value, old: &Value, errors: &mut Errors) {
         return;
     }
     let selector = |pod| at(pod, &["spec", "nodeSelector"]);
-    let had = selector(old).as_object().into_iter().flatten();
-    if had.into_iter().any(|(key, value)| selector(new).get(key) != Some(value)) {
+    let mut had = selector(old).as_object().into_iter().flatten();
+    if had.any(|(key, value)| selector(new).get(key) != Some(value)) {
         let why = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
         errors.invalid(&path.child("nodeSelector"), selector(new).clone(), why);
     }

@@ -171,11 +171,7 @@ impl WatchStream {
     /// What can be said without waiting.
     fn ready(&mut self) -> Result<Option<WatchEvent>, StatusError> {
         while let Some(entry) = self.initial.pop_front() {
-            if !self.selector.may_match(&entry.value) {
-                continue;
-            }
-            let object = self.recent.object(self.resource, &entry)?;
-            if self.selector.matches(&object) {
+            if let Some(object) = self.wanted(&entry)? {
                 return Ok(Some(WatchEvent::Added(object)));
             }
         }
@@ -190,15 +186,17 @@ impl WatchStream {
         Ok(None)
     }
 
+    /// The object, if it is one that this client wants.
+    fn wanted(&self, entry: &Entry) -> Result<Option<Arc<Value>>, StatusError> {
+        if !self.selector.may_match(&entry.value) {
+            return Ok(None);
+        }
+        let object = self.recent.object(self.resource, entry)?;
+        Ok(self.selector.matches(&object).then_some(object))
+    }
+
     /// The event as this client sees it.
     fn seen(&self, event: &Event) -> Result<Option<WatchEvent>, StatusError> {
-        let wanted = |entry: &Entry| -> Result<Option<Arc<Value>>, StatusError> {
-            if !self.selector.may_match(&entry.value) {
-                return Ok(None);
-            }
-            let object = self.recent.object(self.resource, entry)?;
-            Ok(self.selector.matches(&object).then_some(object))
-        };
         // What leaves the view is shown as it was, with the version of its leaving.
         let gone = |object: Arc<Value>| {
             let mut object = Arc::unwrap_or_clone(object);
@@ -206,14 +204,14 @@ impl WatchStream {
             WatchEvent::Deleted(Arc::new(object))
         };
         Ok(match &event.change {
-            Change::Created(entry) => wanted(entry)?.map(WatchEvent::Added),
-            Change::Deleted { previous } => wanted(previous)?.map(gone),
-            Change::Updated { entry, previous } => match wanted(entry)? {
-                Some(now) if self.selector.is_empty() || wanted(previous)?.is_some() => {
+            Change::Created(entry) => self.wanted(entry)?.map(WatchEvent::Added),
+            Change::Deleted { previous } => self.wanted(previous)?.map(gone),
+            Change::Updated { entry, previous } => match self.wanted(entry)? {
+                Some(now) if self.selector.is_empty() || self.wanted(previous)?.is_some() => {
                     Some(WatchEvent::Modified(now))
                 }
                 Some(now) => Some(WatchEvent::Added(now)),
-                None => wanted(previous)?.map(gone),
+                None => self.wanted(previous)?.map(gone),
             },
         })
     }

@@ -1,15 +1,15 @@
 //! One tunnel: yamux over an upgraded connection, driven by one task that alone has it.
 
 use super::dial::{Io, TunnelError};
+use crate::shares::{Place, Shares};
 use coracle_api::tunnel::{PING, PONG, STREAMS_MAX, WINDOW_BYTES_MAX};
 use futures_util::future::poll_fn;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use std::collections::HashMap;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -32,46 +32,8 @@ pub(super) struct Link {
     pub id: u64,
     requests: mpsc::Sender<Opened>,
     slots: Arc<Semaphore>,
-    users: Arc<Users>,
-}
-
-/// Streams that are open, by the user they are for.
-#[derive(Debug, Default)]
-struct Users(Mutex<HashMap<String, usize>>);
-
-impl Users {
-    /// A place for one more; `None` when the user has half of all.
-    fn place(self: &Arc<Users>, user: &str) -> Option<Place> {
-        let mut counts = self.counts();
-        let count = counts.entry(user.to_string()).or_default();
-        (*count < STREAMS_OF_USER_MAX).then(|| {
-            *count += 1;
-            Place { users: self.clone(), user: user.to_string() }
-        })
-    }
-
-    fn counts(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Held by a stream.
-#[derive(Debug)]
-struct Place {
-    users: Arc<Users>,
-    user: String,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut counts = self.users.counts();
-        if let Some(count) = counts.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.user);
-            }
-        }
-    }
+    /// Streams that are open, by the user they are for.
+    users: Arc<Shares<String>>,
 }
 
 /// What makes the tunnel go.
@@ -94,7 +56,7 @@ pub(super) fn open<T: Io + 'static>(io: T) -> (Link, Driver<T>) {
     let driver = Driver { connection, requests, link: send.downgrade() };
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let slots = Arc::new(Semaphore::new(STREAMS_MAX));
-    (Link { id, requests: send, slots, users: Arc::default() }, driver)
+    (Link { id, requests: send, slots, users: Shares::new(STREAMS_OF_USER_MAX) }, driver)
 }
 
 impl Link {
@@ -105,7 +67,7 @@ impl Link {
     pub(super) async fn stream(&self, user: &str) -> Result<Stream, TunnelError> {
         let place = match user {
             "" => None,
-            user => Some(self.users.place(user).ok_or(TunnelError::FullForUser)?),
+            user => Some(self.users.place(user.to_string()).ok_or(TunnelError::FullForUser)?),
         };
         let slot = self.slots.clone().try_acquire_owned().map_err(|_| TunnelError::Full)?;
         let stream = opened(&self.requests).await?;
@@ -208,7 +170,7 @@ async fn ping(link: &mpsc::Sender<Opened>) -> Result<(), TunnelError> {
 pub(super) struct Stream {
     stream: Compat<yamux::Stream>,
     _slot: OwnedSemaphorePermit,
-    _place: Option<Place>,
+    _place: Option<Place<String>>,
 }
 
 impl AsyncRead for Stream {

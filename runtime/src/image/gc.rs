@@ -1,6 +1,6 @@
 //! Removing images: by name, all unused ones, or the least recently used until the disk has room.
 
-use super::{Digest, Entry, ImageError, ImageStore, InUse, position, unpack};
+use super::{Digest, Entry, ImageError, ImageStore, InUse, position};
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -104,14 +104,14 @@ impl ImageStore {
             freed.bytes +=
                 fs::read_to_string(&size).ok().and_then(|t| t.trim().parse::<u64>().ok()).unwrap_or(0);
             for path in [dir, size] {
-                unpack::remove_tree(&path).map_err(|e| ImageError::io(&path, e))?;
+                crate::tree::remove(&path).map_err(|e| ImageError::io(&path, e))?;
             }
         }
         let blobs: BTreeSet<Digest> =
             gone.iter().flat_map(|e| [Some(e.config), e.manifest]).flatten().collect();
         for blob in blobs.difference(&blobs_kept) {
             let path = self.blob(blob);
-            unpack::remove_tree(&path).map_err(|e| ImageError::io(&path, e))?;
+            crate::tree::remove(&path).map_err(|e| ImageError::io(&path, e))?;
         }
         freed.images = gone
             .iter()

@@ -178,7 +178,7 @@ impl ImageStore {
         let tmp = self.dir("tmp");
         for entry in fs::read_dir(&tmp).map_err(|e| ImageError::io(&tmp, e))?.filter_map(Result::ok) {
             if !entry.file_name().to_string_lossy().starts_with(pull::PARTIAL) {
-                unpack::remove_tree(&entry.path()).map_err(|e| ImageError::io(&entry.path(), e))?;
+                crate::tree::remove(&entry.path()).map_err(|e| ImageError::io(&entry.path(), e))?;
             }
         }
         // An index entry whose layers are not all there was written by a store that lost them: forget it.
@@ -350,7 +350,7 @@ impl ImageStore {
                 sync_dir(&self.dir("layers"))
             });
         // Hostile names and modes included: the standard library's removal copes with both as root.
-        match (unpack::remove_tree(&root), result) {
+        match (crate::tree::remove(&root), result) {
             (_, Err(error)) => Err(error),
             (Err(e), Ok(())) => Err(ImageError::io(&root, e)),
             (Ok(()), Ok(())) => Ok(()),

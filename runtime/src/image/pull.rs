@@ -9,7 +9,7 @@ use super::error::Also;
 use super::platform::describe;
 use super::reference::Reference;
 use super::registry::{Endpoint, Registry, candidates, endpoints};
-use super::unpack::{self, Compression};
+use super::unpack::Compression;
 use super::{Image, ImageError, ImageStore, diff_ids, parse_config};
 use futures_util::{FutureExt, StreamExt};
 use http_body_util::BodyExt;
@@ -354,7 +354,7 @@ impl ImageStore {
             self.add_layer(name, &file, Compression::of(&start[..length]), diff_id)
         };
         let result = work();
-        unpack::remove_tree(path).map_err(|e| ImageError::io(path, e)).and(result)
+        crate::tree::remove(path).map_err(|e| ImageError::io(path, e)).and(result)
     }
 }
 

@@ -497,10 +497,5 @@ pub(super) fn sync(root: &Path) -> io::Result<()> {
     Ok(rustix::fs::syncfs(File::open(root)?)?)
 }
 
-/// Removes a directory tree; one that is not there is no error.
-pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
-    crate::tree::remove(path)
-}
-
 #[cfg(test)]
 mod tests;

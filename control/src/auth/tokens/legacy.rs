@@ -6,7 +6,7 @@
 
 use super::{ISSUER, Reference, TOKEN_BYTES_MAX, Tokens};
 use crate::auth::Identity;
-use crate::auth::impersonate::service_account_groups;
+use crate::auth::impersonate::{service_account_groups, service_account_user};
 use crate::object::{self, text};
 use crate::registry::Registry;
 use base64::Engine;
@@ -60,7 +60,7 @@ impl Tokens {
             secret: object::name(secret).into(),
             account: name.into(),
             uid: object::uid(account).into(),
-            sub: format!("system:serviceaccount:{namespace}:{name}"),
+            sub: service_account_user(namespace, name),
         };
         let header = Header { typ: None, kid: Some(self.0.id.clone()), ..Header::new(Algorithm::ES256) };
         jsonwebtoken::encode(&header, &claims, &self.0.encoding).map_err(StatusError::internal)
@@ -80,7 +80,7 @@ impl Tokens {
         let claims = self.legacy_claims(token).filter(|_| !here.is_empty());
         let claims = claims.ok_or_else(StatusError::unauthorized)?;
         let namespace = claims.namespace.as_str();
-        if claims.sub != format!("system:serviceaccount:{namespace}:{}", claims.account) {
+        if claims.sub != service_account_user(namespace, &claims.account) {
             return Err(StatusError::unauthorized());
         }
         let secret = registry.stored("secrets", namespace, &claims.secret).await?;

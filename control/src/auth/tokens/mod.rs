@@ -15,7 +15,7 @@ pub(crate) use legacy::{ACCOUNT_NAME, ACCOUNT_UID, SECRET_TYPE};
 pub use request::request;
 
 use super::Identity;
-use super::impersonate::service_account_groups;
+use super::impersonate::{service_account_groups, service_account_user};
 use crate::object;
 use crate::pki::{self, PkiError};
 use crate::registry::Registry;
@@ -197,7 +197,7 @@ impl Tokens {
         let bound = &claims.bound;
         let namespace = bound.namespace.as_str();
         let account = &bound.serviceaccount;
-        if claims.sub != format!("system:serviceaccount:{namespace}:{}", account.name) {
+        if claims.sub != service_account_user(namespace, &account.name) {
             return Err(StatusError::unauthorized());
         }
         is_there(registry, "serviceaccounts", namespace, account).await?;

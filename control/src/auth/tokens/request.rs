@@ -2,6 +2,7 @@
 
 use super::{Bound, Claims, ISSUER, Reference, Tokens};
 use crate::auth::Identity;
+use crate::auth::impersonate::service_account_user;
 use crate::auth::node::{self, restrict};
 use crate::object;
 use crate::registry::{Registry, Target, new_uid};
@@ -108,7 +109,7 @@ pub async fn request(
         jti: new_uid()?,
         bound,
         nbf: now,
-        sub: format!("system:serviceaccount:{namespace}:{}", target.name),
+        sub: service_account_user(namespace, &target.name),
     };
     let expires = jiff::Timestamp::from_second(claims.exp).map_err(StatusError::internal)?;
     let token = tokens.sign(&claims)?;

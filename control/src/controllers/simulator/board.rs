@@ -145,7 +145,7 @@ impl Board {
             patch(registry, &node, Some("status"), json!({"status": status})).await;
         }
         let lease = target(*LEASES, "kube-node-lease", &self.name);
-        let now = crate::clock::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
+        let now = crate::clock::micro_stamp(crate::clock::now());
         let spec = json!({"holderIdentity": self.name, "leaseDurationSeconds": 40, "renewTime": now});
         if !patch(registry, &lease, None, json!({"spec": spec})).await {
             let lease =
